@@ -1,0 +1,53 @@
+# godwit: the targets that README and CONTRIBUTING name. Each one installs or
+# fetches what it needs by scripts/setup, which says what it does; caches are
+# outside the tree.
+
+SHELL := /bin/bash
+export PATH := $(shell scripts/setup path)
+export CGO_ENABLED ?= 0
+
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+GOFLAGS_BUILD := -trimpath -ldflags '-s -w -X github.com/godwit-vmm/godwit/internal/version.Version=$(VERSION)'
+
+.PHONY: all build guest run test bench lint fuzz clean
+all: build
+
+build:
+	@scripts/setup build
+	go build $(GOFLAGS_BUILD) -o bin/ ./cmd/godwit ./cmd/godwit-lab
+
+# guest fills the cache with a kernel and an initramfs.
+guest: build
+	@scripts/setup guest
+	bin/godwit guest kernel
+	bin/godwit guest initramfs
+
+# run boots the guest, on hardware KVM where there is one, else in the lab.
+# make run ARGS='--cpus 2 -- uname -a'
+run: guest
+	@scripts/setup run
+	@bin/godwit-lab auto -- boot $(ARGS)
+
+test: guest
+	@scripts/setup test
+	CGO_ENABLED=1 go test -race -timeout 40m ./...
+
+# bench prints a table; make bench ARGS='--quick --json out.json'
+bench: guest
+	@scripts/setup bench
+	bin/godwit bench $(ARGS)
+
+lint:
+	@scripts/setup build
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not gofmt-ed: $$unformatted"; exit 1; fi
+	go vet ./...
+	go tool staticcheck ./...
+
+# fuzz runs every fuzz target for FUZZTIME.
+FUZZTIME ?= 60s
+fuzz:
+	@scripts/setup build
+	@scripts/fuzz $(FUZZTIME)
+
+clean:
+	rm -rf bin

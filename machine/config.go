@@ -1,0 +1,61 @@
+package machine
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/godwit-vmm/godwit/memory"
+	"github.com/godwit-vmm/godwit/vcpu"
+)
+
+// Config says what machine to build and what to boot in it.
+type Config struct {
+	// Name is for people: it names the guest memory in /proc/PID/maps.
+	Name string
+	// CPUs is the number of virtual processors, 1 to vcpu.MaxCPUs.
+	CPUs int
+	// Memory is the size of RAM in bytes, a multiple of the page size.
+	Memory uint64
+	// HugePages backs RAM by the host's pool of 2 MiB pages.
+	HugePages bool
+	// Kernel and Initrd are paths; Initrd may be empty.
+	Kernel, Initrd string
+	// Cmdline is the kernel command line.
+	Cmdline string
+	// Console and Channel get what the guest writes to its first and second
+	// serial port, from one goroutine each. nil discards it.
+	Console, Channel io.Writer
+	// Trace, if set, is called when a phase of the start is over.
+	Trace func(phase string)
+}
+
+// PanicWord is the word of the kernel command line that makes a Linux guest
+// tell a panic from a reboot: it leaves the warm reset flag in the BIOS data
+// area before it resets the machine after a panic (kernel parameter
+// "reboot="), without a driver.
+const PanicWord = "reboot=panic_warm"
+
+func (c *Config) check() error {
+	if c.CPUs < 1 || c.CPUs > vcpu.MaxCPUs {
+		return fmt.Errorf("%d CPUs: want 1 to %d", c.CPUs, vcpu.MaxCPUs)
+	}
+	if _, err := memory.LayoutRAM(c.Memory); err != nil {
+		return err
+	}
+	if c.Kernel == "" {
+		return fmt.Errorf("no kernel given")
+	}
+	return nil
+}
+
+// tellsPanics says whether the guest was asked to mark a reset after a panic.
+func (c *Config) tellsPanics() bool {
+	last := ""
+	for word := range strings.FieldsSeq(c.Cmdline) {
+		if strings.HasPrefix(word, "reboot=") {
+			last = word
+		}
+	}
+	return last == PanicWord
+}

@@ -1,0 +1,291 @@
+// Package machine puts a virtual machine together from the parts that the other
+// packages provide, and leads it from its first instruction to its end. It is
+// the one place that knows all parts.
+//
+// A Machine is used once: a guest that asks for a reset gets a new one.
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/godwit-vmm/godwit/bootloader"
+	"github.com/godwit-vmm/godwit/devices"
+	"github.com/godwit-vmm/godwit/kvm"
+	"github.com/godwit-vmm/godwit/memory"
+	"github.com/godwit-vmm/godwit/vcpu"
+)
+
+// Machine is a virtual machine.
+type Machine struct {
+	cfg Config
+	vm  *kvm.VM
+	mem *memory.Guest
+
+	ports, mmio *devices.Bus
+	router      *router
+	ioapic      *devices.IOAPIC
+	pm          *devices.PM
+	rtc         *devices.RTC
+	console     *devices.Serial
+	channel     *devices.Serial
+	cpus        []*vcpu.VCPU
+
+	end     sync.Once
+	ended   chan struct{} // closed by finish
+	outcome Outcome
+	err     error
+}
+
+// New builds a machine on sys and loads the kernel. It does not run yet.
+func New(sys *kvm.System, c Config) (*Machine, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	m := &Machine{cfg: c, ports: new(devices.Bus), mmio: new(devices.Bus), ended: make(chan struct{})}
+	if err := m.build(sys); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+// build does the steps in the order that KVM wants: what belongs to the VM as
+// a whole before the first processor, and the cheap checks of what the user
+// gave before the costly steps.
+func (m *Machine) build(sys *kvm.System) error {
+	var err error
+	if m.vm, err = sys.CreateVM(); err != nil {
+		return err
+	}
+	m.trace("vm")
+	if err := m.addMemory(); err != nil {
+		return err
+	}
+	m.trace("memory")
+	entry, err := m.load()
+	if err != nil {
+		return err
+	}
+	m.trace("kernel")
+	if err := m.addInterrupts(); err != nil {
+		return err
+	}
+	if err := m.addDevices(); err != nil {
+		return err
+	}
+	m.trace("devices")
+	if err := m.addCPUs(sys); err != nil {
+		return err
+	}
+	err = m.cpus[0].SetEntry(func(r *kvm.Regs, s *kvm.Sregs) { enter(&entry, r, s) })
+	m.trace("cpus")
+	return err
+}
+
+func (m *Machine) trace(phase string) {
+	if m.cfg.Trace != nil {
+		m.cfg.Trace(phase)
+	}
+}
+
+func (m *Machine) addMemory() error {
+	// KVM on Intel keeps pages of its own in the guest's address space.
+	if err := m.vm.SetIdentityMapAddr(uint64(memory.KVMIdentityMap)); err != nil {
+		return err
+	}
+	if err := m.vm.SetTSSAddr(uint32(memory.KVMTSS)); err != nil {
+		return err
+	}
+	var err error
+	m.mem, err = memory.New(memory.Options{Size: m.cfg.Memory, HugePages: m.cfg.HugePages, Name: m.cfg.Name})
+	if err != nil {
+		return err
+	}
+	for slot, r := range m.mem.Regions() {
+		if err := m.vm.SetUserMemoryRegion(uint32(slot), 0, uint64(r.Start), r.Mem); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Machine) load() (bootloader.Entry, error) {
+	o := bootloader.Options{
+		Cmdline:  m.cfg.Cmdline,
+		Platform: describe(m.cfg.CPUs, m.mem.Ranges()),
+	}
+	for _, in := range []struct {
+		path string
+		file **bootloader.File
+	}{{m.cfg.Kernel, &o.Kernel}, {m.cfg.Initrd, &o.Initrd}} {
+		if in.path == "" {
+			continue
+		}
+		f, err := os.Open(in.path)
+		if err != nil {
+			return bootloader.Entry{}, err
+		}
+		defer f.Close()
+		if *in.file, err = bootloader.NewFile(f); err != nil {
+			return bootloader.Entry{}, err
+		}
+	}
+	return bootloader.Load(m.mem, o)
+}
+
+func (m *Machine) addInterrupts() error {
+	if err := m.vm.EnableSplitIRQChip(ioapicPins); err != nil {
+		return err
+	}
+	if err := m.vm.EnableX2APIC(); err != nil {
+		return err
+	}
+	m.router = newRouter(m.vm)
+	m.ioapic = devices.NewIOAPIC(devices.IOAPICConfig{Send: m.router.send, SetRoutes: m.router.setPins})
+	return nil
+}
+
+func (m *Machine) addCPUs(sys *kvm.System) error {
+	supported, err := sys.SupportedCPUID()
+	if err != nil {
+		return err
+	}
+	deadline, err := m.vm.CheckExtension(kvm.KVM_CAP_TSC_DEADLINE_TIMER)
+	if err != nil {
+		return err
+	}
+	for id := range m.cfg.CPUs {
+		k, err := m.vm.CreateVCPU(id)
+		if err != nil {
+			return fmt.Errorf("vCPU %d of %d: %w", id, m.cfg.CPUs, err)
+		}
+		v := vcpu.New(k, vcpu.Config{
+			ID: id, Ports: m.ports, MMIO: m.mmio, EOI: m.ioapic.EOI,
+			ReadMemory: func(gpa uint64, p []byte) error { return m.mem.Read(memory.GPA(gpa), p) },
+			Ended:      m.cpuEnded,
+		})
+		m.cpus = append(m.cpus, v)
+		// A host that cannot tell the rate leaves the guest to measure it.
+		khz, err := k.GetTSCKHz()
+		if err != nil {
+			khz = 0
+		}
+		topology := vcpu.Topology{Count: m.cfg.CPUs, TSCkHz: khz, TSCDeadline: deadline > 0}
+		if err := k.SetCPUID2(vcpu.CPUID(supported, id, topology)); err != nil {
+			return err
+		}
+		if err := v.SetFirmwareMSRs(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cpuEnded runs on the thread of a vCPU whose loop is over.
+func (m *Machine) cpuEnded(_ int, err error) {
+	if err != nil {
+		m.finish(0, err)
+	}
+}
+
+// finish notes how the guest ends; the first one counts. It only notes, because
+// it is called on vCPU threads.
+func (m *Machine) finish(o Outcome, err error) {
+	m.end.Do(func() {
+		m.outcome, m.err = o, err
+		close(m.ended)
+	})
+}
+
+// Console is the first serial port, whose input is what a user types.
+func (m *Machine) Console() *devices.Serial { return m.console }
+
+// Channel is the second serial port.
+func (m *Machine) Channel() *devices.Serial { return m.channel }
+
+// Memory is the guest's memory.
+func (m *Machine) Memory() *memory.Guest { return m.mem }
+
+// PowerButton presses the power button: a guest that listens shuts down.
+func (m *Machine) PowerButton() { m.pm.PressPowerButton() }
+
+// Stray counts the accesses to ports and addresses without a device.
+func (m *Machine) Stray() uint64 {
+	pr, pw := m.ports.Unclaimed()
+	mr, mw := m.mmio.Unclaimed()
+	return pr + pw + mr + mw
+}
+
+// flushTimeout bounds how long the end of a machine waits for a reader of its
+// serial output that does not read.
+const flushTimeout = 2 * time.Second
+
+// Run runs the guest to its end and says how it ended. A guest that crashed is
+// an error, often a *vcpu.Crash. All that the guest wrote before its end has
+// reached the writers when Run returns, unless they block. Run is called once.
+func (m *Machine) Run(ctx context.Context) (Outcome, error) {
+	for _, v := range m.cpus {
+		v.Start()
+	}
+	m.trace("run")
+	select {
+	case <-m.ended:
+	case <-ctx.Done():
+		m.finish(Killed, nil)
+	}
+	m.stopCPUs()
+	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+	defer cancel()
+	// The writers' own errors are theirs to report.
+	_ = m.console.Flush(flush)
+	_ = m.channel.Flush(flush)
+	m.trace("end")
+	return m.outcome, m.err
+}
+
+// Pause stops all processors between two instructions.
+func (m *Machine) Pause() {
+	for _, v := range m.cpus {
+		v.RequestPause()
+	}
+	for _, v := range m.cpus {
+		v.Pause()
+	}
+}
+
+// Resume lets the processors run on.
+func (m *Machine) Resume() {
+	for _, v := range m.cpus {
+		v.Resume()
+	}
+}
+
+func (m *Machine) stopCPUs() {
+	for _, v := range m.cpus {
+		v.RequestStop()
+	}
+	for _, v := range m.cpus {
+		v.Wait()
+	}
+}
+
+// Close frees everything. It stops the processors first if they still run.
+func (m *Machine) Close() error {
+	m.stopCPUs()
+	var errs []error
+	for _, v := range m.cpus {
+		errs = append(errs, v.Close())
+	}
+	errs = append(errs, m.closeDevices())
+	if m.vm != nil {
+		errs = append(errs, m.vm.Close())
+	}
+	if m.mem != nil {
+		errs = append(errs, m.mem.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,53 @@
+package vcpu
+
+import (
+	"fmt"
+
+	"github.com/godwit-vmm/godwit/kvm"
+)
+
+// Model-specific registers that firmware would set before a kernel starts.
+const (
+	msrMiscEnable  = 0x1a0
+	msrMTRRDefType = 0x2ff
+)
+
+// SetFirmwareMSRs leaves the MSRs as firmware does: memory is write-back by
+// default, fast string operations are on. The VCPU must be stopped.
+func (v *VCPU) SetFirmwareMSRs() error {
+	const (
+		fastStrings = 1 << 0
+		mtrrEnable  = 1 << 11
+		writeBack   = 6
+	)
+	err := v.cpu.SetMSRs([]kvm.MSREntry{
+		{Index: msrMTRRDefType, Data: mtrrEnable | writeBack},
+		{Index: msrMiscEnable, Data: fastStrings},
+	})
+	if err != nil {
+		return fmt.Errorf("firmware MSRs of vCPU %d: %w", v.cfg.ID, err)
+	}
+	return nil
+}
+
+// SetEntry makes change alter the registers, which are as after reset, and
+// loads the result. The VCPU must be stopped, with its CPUID set.
+func (v *VCPU) SetEntry(change func(*kvm.Regs, *kvm.Sregs)) error {
+	r, err := v.cpu.GetRegs()
+	if err != nil {
+		return fmt.Errorf("entry state of vCPU %d: %w", v.cfg.ID, err)
+	}
+	s, err := v.cpu.GetSregs()
+	if err != nil {
+		return fmt.Errorf("entry state of vCPU %d: %w", v.cfg.ID, err)
+	}
+	change(&r, &s)
+	// Registers first: setting them clears what exceptions are pending.
+	if err := v.cpu.SetRegs(r); err != nil {
+		return fmt.Errorf("entry state of vCPU %d: %w", v.cfg.ID, err)
+	}
+	if err := v.cpu.SetSregs(s); err != nil {
+		return fmt.Errorf("entry state of vCPU %d: %w", v.cfg.ID, err)
+	}
+	return nil
+}
