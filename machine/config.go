@@ -28,6 +28,8 @@ type Config struct {
 	Console, Channel io.Writer
 	// Trace, if set, is called when a phase of the start is over.
 	Trace func(phase string)
+	// ExitTrace, if set, gets a line for each access to a device.
+	ExitTrace io.Writer
 }
 
 // PanicWord is the word of the kernel command line that makes a Linux guest

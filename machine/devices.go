@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"github.com/godwit-vmm/godwit/devices"
+	"github.com/godwit-vmm/godwit/devices/pci"
 	"github.com/godwit-vmm/godwit/memory"
 )
 
@@ -25,7 +26,11 @@ func (m *Machine) addDevices() error {
 	m.channel = m.serial(m.cfg.Channel, devices.COM2GSI)
 	m.pm = devices.NewPM(devices.PMConfig{Power: power, SCI: m.ioapic.Pin(devices.SCIGSI)})
 	m.rtc = devices.NewRTC(devices.RTCConfig{IRQ: m.ioapic.Pin(devices.RTCGSI)})
-	reset := devices.NewResetRegister(power)
+	ram := m.mem.Ranges()
+	m.pci = pci.NewBus(pci.BusConfig{
+		MMIO: m.mmio, RAM: ram, Window32: pci32Window(), Window64: pci64Window(ram),
+		Reset: devices.NewResetRegister(power),
+	})
 
 	return errors.Join(
 		m.ports.Map("COM1", devices.COM1Port, devices.SerialPorts, m.console),
@@ -34,7 +39,8 @@ func (m *Machine) addDevices() error {
 		m.ports.Map("RTC", devices.RTCPort, devices.RTCPorts, m.rtc),
 		m.ports.Map("keyboard controller", devices.I8042Port, devices.I8042Ports, devices.NewI8042(power)),
 		m.ports.Map("pvpanic", devices.PVPanicPort, 1, devices.NewPVPanic(power)),
-		m.ports.Map("reset", devices.ResetPort, 1, reset),
+		m.ports.Map("PCI configuration", devices.PCIConfigPort, devices.PCIConfigPorts, m.pci.ConfigPorts()),
+		m.mmio.Map("PCI configuration", uint64(memory.ECAMStart), memory.ECAMSize, m.pci.ECAM()),
 		m.mmio.Map("I/O APIC", uint64(memory.IOAPICStart), devices.IOAPICSize, m.ioapic),
 	)
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/godwit-vmm/godwit/bootloader"
 	"github.com/godwit-vmm/godwit/devices"
+	"github.com/godwit-vmm/godwit/devices/pci"
 	"github.com/godwit-vmm/godwit/kvm"
 	"github.com/godwit-vmm/godwit/memory"
 	"github.com/godwit-vmm/godwit/vcpu"
@@ -30,6 +31,7 @@ type Machine struct {
 	router      *router
 	ioapic      *devices.IOAPIC
 	pm          *devices.PM
+	pci         *pci.Bus
 	rtc         *devices.RTC
 	console     *devices.Serial
 	channel     *devices.Serial
@@ -158,13 +160,18 @@ func (m *Machine) addCPUs(sys *kvm.System) error {
 	if err != nil {
 		return err
 	}
+	var ports, mmio vcpu.Bus = m.ports, m.mmio
+	if m.cfg.ExitTrace != nil {
+		t := &exitTrace{w: m.cfg.ExitTrace, start: time.Now()}
+		ports, mmio = t.wrap("port", ports), t.wrap("mmio", mmio)
+	}
 	for id := range m.cfg.CPUs {
 		k, err := m.vm.CreateVCPU(id)
 		if err != nil {
 			return fmt.Errorf("vCPU %d of %d: %w", id, m.cfg.CPUs, err)
 		}
 		v := vcpu.New(k, vcpu.Config{
-			ID: id, Ports: m.ports, MMIO: m.mmio, EOI: m.ioapic.EOI,
+			ID: id, Ports: ports, MMIO: mmio, EOI: m.ioapic.EOI,
 			ReadMemory: func(gpa uint64, p []byte) error { return m.mem.Read(memory.GPA(gpa), p) },
 			Ended:      m.cpuEnded,
 		})

@@ -201,3 +201,14 @@ func TestConfigMistakes(t *testing.T) {
 		}
 	}
 }
+
+func TestExitTrace(t *testing.T) {
+	var trace bytes.Buffer
+	_, _, err := run(t, Config{Kernel: program(t)(micro.Exit(micro.PowerOff())), ExitTrace: &trace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(trace.String(), "port write 0x604 2 0x3400") {
+		t.Errorf("the write that powers off is not in the trace:\n%s", trace.String())
+	}
+}

@@ -29,8 +29,8 @@ func describe(cpus int, ram []memory.Range) bootloader.Platform {
 		IOAPIC:  memory.IOAPICStart,
 		ECAM:    memory.Range{Start: memory.ECAMStart, Size: memory.ECAMSize},
 		PCIIO:   bootloader.PortRange{Base: pciPortStart, Size: pciPortSize},
-		PCI32:   memory.Range{Start: memory.PCIWindowStart, Size: uint64(memory.PCIWindowEnd - memory.PCIWindowStart)},
-		PCI64:   memory.Range{Start: memory.PCI64Start(ram), Size: pci64Size},
+		PCI32:   pci32Window(),
+		PCI64:   pci64Window(ram),
 		Power: bootloader.Power{
 			PM1Event:    devices.PMPort,
 			PM1Control:  devices.PM1Control,
@@ -48,4 +48,13 @@ func describe(cpus int, ram []memory.Range) bootloader.Platform {
 		RTC:     bootloader.Device{Port: devices.RTCPort, GSI: devices.RTCGSI},
 		Pvpanic: devices.PVPanicPort,
 	}
+}
+
+// pci32Window and pci64Window are where PCI base address registers may go.
+func pci32Window() memory.Range {
+	return memory.Range{Start: memory.PCIWindowStart, Size: uint64(memory.PCIWindowEnd - memory.PCIWindowStart)}
+}
+
+func pci64Window(ram []memory.Range) memory.Range {
+	return memory.Range{Start: memory.PCI64Start(ram), Size: pci64Size}
 }

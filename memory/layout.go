@@ -26,8 +26,8 @@ const (
 	// LAPICStart is the window of the local APICs, which KVM serves.
 	LAPICStart GPA = 0xfee0_0000
 	// KVMIdentityMap and KVMTSS are the four pages that KVM on Intel takes
-	// for itself: one identity map and three of task state (KVM API §4.37
-	// and §4.35). They must not be covered by RAM.
+	// for itself: one identity map and three of task state (KVM API §4.40
+	// and §4.36). They must not be covered by RAM.
 	KVMIdentityMap GPA = 0xfeff_c000
 	KVMTSS         GPA = 0xfeff_d000
 	// HighStart is where RAM goes on above the PCI hole.

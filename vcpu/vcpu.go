@@ -8,7 +8,9 @@ package vcpu
 
 import (
 	"errors"
+	"fmt"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
@@ -117,7 +119,7 @@ func (v *VCPU) thread() {
 	v.tid = unix.Gettid()
 	v.mu.Unlock()
 
-	err := v.loop()
+	err := v.guarded()
 
 	if v.cfg.Ended != nil {
 		v.cfg.Ended(v.cfg.ID, err)
@@ -128,6 +130,18 @@ func (v *VCPU) thread() {
 	v.wantStop = true
 	v.changed.Broadcast()
 	v.mu.Unlock()
+}
+
+// guarded runs the loop and turns a panic in a device, which a guest may have
+// provoked, into the end of this guest with an error that shows where: the
+// terminal is restored and other guests of the process live on.
+func (v *VCPU) guarded() (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = v.crash(fmt.Sprintf("bug in godwit: %v\n%s", p, debug.Stack()), nil)
+		}
+	}()
+	return v.loop()
 }
 
 // kick makes the thread leave the guest, or not enter it, and look at what is

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/godwit-vmm/godwit/guest"
+	"github.com/godwit-vmm/godwit/kvm"
+	"github.com/godwit-vmm/godwit/machine"
+	"github.com/godwit-vmm/godwit/vcpu"
+	"github.com/spf13/cobra"
+)
+
+// bootOptions are the flags of boot.
+type bootOptions struct {
+	kernel, initrd string
+	cmdline        string
+	bareCmdline    bool
+	cpus           int
+	memory         size
+	hugePages      bool
+	name           string
+	allowSoftware  bool
+	noReboot       bool
+	verbose        bool
+	timings        string
+	exitTrace      string
+	command        []string
+}
+
+func newBoot() *cobra.Command {
+	o := bootOptions{cpus: 1, memory: 512 << 20}
+	c := &cobra.Command{
+		Use:   "boot [flags] [-- COMMAND...]",
+		Short: "Boot a guest: a console, or one command",
+		Long: `Boot a Linux guest.
+
+Without a command the guest's serial console is on this terminal; Ctrl-a x
+quits. With a command, godwit's own initramfs runs it: its output comes out
+here, its exit status is godwit's, and the guest is switched off after it.
+
+Without --kernel the guest is the cached Debian kernel with godwit's own
+initramfs ("godwit guest kernel" and "godwit guest initramfs" make them).
+
+SIGTERM presses the guest's power button, a second one kills the guest.`,
+		Example: `  godwit boot                                   a shell
+  godwit boot --cpus 2 --memory 1G -- nproc     a command
+  godwit boot -- sh -c 'exit 3'; echo $?        its exit status
+  godwit boot --kernel vmlinuz --initrd initrd.img --cmdline 'root=/dev/vda1'`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 && cmd.ArgsLenAtDash() != 0 {
+				return fmt.Errorf("unexpected argument %q: a command for the guest goes after --", args[0])
+			}
+			o.command = args
+			return boot(cmd.Context(), &o)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&o.kernel, "kernel", "", "kernel `FILE`: bzImage or ELF vmlinux (default: the cached one)")
+	f.StringVar(&o.initrd, "initrd", "", "initial RAM disk `FILE` (default: godwit's own with the cached kernel, else none)")
+	f.StringVar(&o.cmdline, "cmdline", "", "words to add to the kernel command line; later words win")
+	f.BoolVar(&o.bareCmdline, "bare-cmdline", false, "use --cmdline alone, without godwit's own words")
+	f.IntVar(&o.cpus, "cpus", o.cpus, fmt.Sprintf("number of virtual processors, 1 to %d", vcpu.MaxCPUs))
+	f.Var(&o.memory, "memory", "guest memory, such as 512M or 4G")
+	f.BoolVar(&o.hugePages, "hugepages", false, "back guest memory by the host's 2 MiB huge page pool")
+	f.StringVar(&o.name, "name", "godwit", "name of the guest")
+	f.BoolVar(&o.allowSoftware, "allow-software-kvm", false, "go on where KVM emulates ring 0 (Linux will not boot there)")
+	f.BoolVar(&o.noReboot, "no-reboot", false, "end when the guest reboots, instead of rebooting it")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "show all kernel messages; with a command, show the console on stderr")
+	f.StringVar(&o.exitTrace, "exit-trace", "", "write each access of the guest to a device to `FILE`; slow")
+	f.StringVar(&o.timings, "timings", "", "write when each phase of the start was over to `FILE`, as JSON lines")
+	return c
+}
+
+func boot(ctx context.Context, o *bootOptions) error {
+	trace, err := newTimings(o.timings)
+	if err != nil {
+		return err
+	}
+	defer trace.close()
+	c, err := o.config()
+	if err != nil {
+		return err
+	}
+	c.Trace = trace.mark
+	if o.exitTrace != "" {
+		f, err := os.Create(o.exitTrace)
+		if err != nil {
+			return fmt.Errorf("--exit-trace: %w", err)
+		}
+		defer f.Close()
+		c.ExitTrace = f
+	}
+	sys, err := kvm.Open("")
+	if err != nil {
+		return fmt.Errorf("%w\nto boot in an emulated host instead: godwit-lab run -- boot ...", err)
+	}
+	defer sys.Close()
+	trace.mark("open")
+	if !o.allowSoftware {
+		if err := refuseSoftware(sys); err != nil {
+			return err
+		}
+		trace.mark("probe")
+	}
+	if len(o.command) > 0 {
+		return bootCommand(ctx, sys, c, o)
+	}
+	return bootConsole(ctx, sys, c, o)
+}
+
+// refuseSoftware fails where KVM has no hardware below it: a stock kernel would
+// run for minutes there and then die.
+func refuseSoftware(sys *kvm.System) error {
+	// The modules for VMX and SVM load only where the processor has them.
+	// Without one, a test guest tells; that takes its time.
+	for _, module := range []string{"kvm_intel", "kvm_amd"} {
+		if _, err := os.Stat("/sys/module/" + module); err == nil {
+			return nil
+		}
+	}
+	ns, err := kvm.ProbeRing0(sys)
+	if err != nil {
+		return fmt.Errorf("measure this host's KVM: %w", err)
+	}
+	if ns < kvm.SoftwareNsPerInsn {
+		return nil
+	}
+	return fmt.Errorf("KVM here has no hardware virtualization: it emulates a guest's kernel at %.0f ns an instruction, and Linux does not boot on it\n"+
+		"boot in an emulated host instead:  godwit-lab run -- boot ...\n"+
+		"or, for a guest made for it:       godwit boot --allow-software-kvm ...", ns)
+}
+
+// config turns flags into a machine.
+func (o *bootOptions) config() (machine.Config, error) {
+	c := machine.Config{
+		Name: o.name, CPUs: o.cpus, Memory: uint64(o.memory), HugePages: o.hugePages,
+		Kernel: o.kernel, Initrd: o.initrd,
+	}
+	if c.Kernel == "" {
+		k, err := guest.CachedKernel()
+		if errors.Is(err, guest.ErrNotCached) {
+			return c, fmt.Errorf("%w: fetch one with: godwit guest kernel, or give --kernel FILE", err)
+		}
+		if err != nil {
+			return c, err
+		}
+		c.Kernel = k.Path
+		if c.Initrd == "" {
+			if c.Initrd, err = k.CachedImage(guest.GuestImage); err != nil {
+				return c, fmt.Errorf("%w: build it with: godwit guest initramfs", err)
+			}
+		}
+	} else if len(o.command) > 0 && c.Initrd == "" {
+		return c, errors.New("a command needs an initramfs with godwit's agent: give --initrd, or leave out --kernel for godwit's own")
+	}
+	c.Cmdline = o.kernelCmdline()
+	return c, nil
+}
+
+// kernelCmdline puts the command line together: godwit's words, then the user's.
+func (o *bootOptions) kernelCmdline() string {
+	if o.bareCmdline {
+		return o.cmdline
+	}
+	words := []string{"console=ttyS0", "panic=-1", machine.PanicWord}
+	if !o.verbose {
+		words = append(words, "quiet")
+	}
+	if len(o.command) > 0 {
+		words = append(words, "godwit.agent=ttyS1")
+	} else {
+		words = append(words, terminalWords()...)
+	}
+	if o.cmdline != "" {
+		words = append(words, o.cmdline)
+	}
+	return strings.Join(words, " ")
+}
+
+// ended turns the end of a guest into what godwit ends with; again is true when
+// the guest wants to be booted again.
+func (o *bootOptions) ended(outcome machine.Outcome, err error) (again bool, _ error) {
+	var crash *vcpu.Crash
+	switch {
+	case errors.As(err, &crash):
+		fmt.Fprint(os.Stderr, crash.Dump())
+		return false, fmt.Errorf("the guest crashed: %w", err)
+	case err != nil:
+		return false, fmt.Errorf("the guest crashed: %w", err)
+	}
+	switch outcome {
+	case machine.PoweredOff:
+		return false, nil
+	case machine.Reset:
+		return !o.noReboot, nil
+	case machine.Panicked:
+		return false, errors.New("the guest's kernel panicked; its last words are on the console (-v shows all of them)")
+	default:
+		return false, fmt.Errorf("the guest %v", outcome)
+	}
+}

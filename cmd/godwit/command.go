@@ -1,0 +1,226 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/godwit-vmm/godwit/guest/agent"
+	"github.com/godwit-vmm/godwit/kvm"
+	"github.com/godwit-vmm/godwit/machine"
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+)
+
+// shutdownTimeout bounds how long a guest may take to power off after its
+// command has ended.
+const shutdownTimeout = 30 * time.Second
+
+// bootCommand boots a guest, runs one command in it by its agent on the second
+// serial port, and powers it off.
+func bootCommand(ctx context.Context, sys *kvm.System, c machine.Config, o *bootOptions) error {
+	ctx, kill := context.WithCancelCause(ctx)
+	defer kill(nil)
+	fromGuest, toHost := io.Pipe()
+	console := &tail{limit: 16 << 10}
+	c.Channel, c.Console = toHost, console
+	if o.verbose {
+		c.Console = os.Stderr
+	}
+	m, err := machine.New(sys, c)
+	if err != nil {
+		return err
+	}
+	var current atomic.Pointer[machine.Machine]
+	current.Store(m)
+	defer watchSignals(&current, kill, unix.SIGTERM)()
+
+	// The command's context ends with the machine, whatever ends that.
+	running, ended := context.WithCancel(ctx)
+	var outcome machine.Outcome
+	var machineErr error
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		outcome, machineErr = m.Run(ctx)
+		ended()
+		// Only now, for the serial port was still being flushed into it.
+		toHost.Close()
+	})
+	exit, commandErr := runCommand(running, kill, &line{fromGuest, m, running}, o)
+	if commandErr != nil && !isDone(running) {
+		kill(commandErr)
+	}
+	if commandErr == nil {
+		late := time.AfterFunc(shutdownTimeout, func() {
+			kill(fmt.Errorf("the guest did not power off within %v of its command's end", shutdownTimeout))
+		})
+		defer late.Stop()
+	}
+	fromGuest.CloseWithError(io.ErrClosedPipe)
+	wg.Wait()
+	machineErr = errors.Join(machineErr, m.Close())
+
+	if commandErr == nil && machineErr == nil && outcome != machine.Panicked {
+		return status(exit)
+	}
+	if outcome == machine.Killed {
+		return quitStatus(ctx)
+	}
+	console.dump(os.Stderr)
+	if _, err := o.ended(outcome, machineErr); err != nil {
+		return err
+	}
+	return fmt.Errorf("the guest %v before its command ended", outcome)
+}
+
+// runCommand runs the command of o by the agent that answers on rw, and asks
+// the guest to power off after it.
+func runCommand(ctx context.Context, kill context.CancelCauseFunc, rw io.ReadWriteCloser, o *bootOptions) (agent.Exit, error) {
+	client, err := agent.Dial(ctx, rw)
+	if err != nil {
+		return agent.Exit{}, err
+	}
+	defer client.Close()
+	cmd := agent.Command{Args: o.command, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	var t *terminal
+	if term.IsTerminal(int(os.Stdout.Fd())) {
+		if t, err = openTerminal(os.Stdin); err != nil {
+			return agent.Exit{}, err
+		}
+	}
+	if t != nil {
+		defer t.restore()
+		keys, typed := io.Pipe()
+		go func() {
+			var e escape
+			_, err := io.Copy(typed, &escapeReader{in: os.Stdin, e: &e, quit: func() { kill(errQuit) }})
+			typed.CloseWithError(err)
+		}()
+		defer keys.Close()
+		cmd.Stdin, cmd.TTY = keys, windowSize()
+		cmd.Env = append(cmd.Env, "TERM="+os.Getenv("TERM"))
+	}
+	p, err := client.Start(cmd)
+	if err != nil {
+		return agent.Exit{}, err
+	}
+	stop := forward(p, kill)
+	defer stop()
+	exit, err := p.Wait()
+	if err != nil {
+		return exit, err
+	}
+	return exit, client.Poweroff()
+}
+
+// forward passes Ctrl-C and changes of the window on to the command. A second
+// Ctrl-C kills the guest.
+func forward(p *agent.Process, kill context.CancelCauseFunc) (stop func()) {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGINT, unix.SIGWINCH)
+	done := make(chan struct{})
+	go func() {
+		interrupted := false
+		for {
+			select {
+			case s := <-signals:
+				switch {
+				case s == unix.SIGWINCH:
+					if size := windowSize(); size != nil {
+						_ = p.Resize(*size)
+					}
+				case interrupted:
+					kill(errKilled)
+				default:
+					interrupted = true
+					_ = p.Signal(unix.SIGINT)
+				}
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() { signal.Stop(signals); close(done) }
+}
+
+func windowSize() *agent.Size {
+	cols, rows, err := term.GetSize(int(os.Stdout.Fd()))
+	if err != nil || cols <= 0 || rows <= 0 || cols > 0xffff || rows > 0xffff {
+		return nil
+	}
+	return &agent.Size{Rows: uint16(rows), Cols: uint16(cols)}
+}
+
+// status is what godwit ends with after a command: the command's own exit
+// status, or 128 and the signal that killed it, as shells have it.
+func status(e agent.Exit) error {
+	if code := e.Status(); code != 0 {
+		return exitStatus(code)
+	}
+	return nil
+}
+
+func isDone(ctx context.Context) bool { return ctx.Err() != nil }
+
+// line is the guest's second serial port as the agent's transport.
+type line struct {
+	*io.PipeReader
+	m   *machine.Machine
+	ctx context.Context
+}
+
+func (l *line) Write(p []byte) (int, error) { return l.m.Channel().Send(l.ctx, p) }
+
+// tail keeps the last bytes that were written to it.
+type tail struct {
+	mu    sync.Mutex
+	limit int
+	buf   []byte
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.buf = append(t.buf, p...)
+	if len(t.buf) > 2*t.limit {
+		t.buf = append(t.buf[:0], t.buf[len(t.buf)-t.limit:]...)
+	}
+	return len(p), nil
+}
+
+// dump writes what was kept, as the guest's last words.
+func (t *tail) dump(w io.Writer) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.buf) > 0 {
+		fmt.Fprintf(w, "godwit: the end of the guest's console:\n%s\n", t.buf[max(0, len(t.buf)-t.limit):])
+	}
+}
+
+// escapeReader reads what is typed, less the quit sequence.
+type escapeReader struct {
+	in   io.Reader
+	e    *escape
+	quit func()
+}
+
+func (r *escapeReader) Read(p []byte) (int, error) {
+	raw := make([]byte, max(1, len(p)/2))
+	for {
+		n, err := r.in.Read(raw)
+		out, quit := r.e.filter(raw[:n])
+		if quit {
+			r.quit()
+			return 0, io.EOF
+		}
+		if len(out) > 0 || err != nil {
+			return copy(p, out), err
+		}
+	}
+}

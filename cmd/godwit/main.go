@@ -1,0 +1,55 @@
+// Command godwit boots virtual machines on Linux KVM.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/godwit-vmm/godwit/internal/version"
+	"github.com/spf13/cobra"
+)
+
+// exitFailed is the exit status when godwit failed or the guest crashed, as
+// against a guest command that failed, whose own status is passed on. It is
+// what container tools and env(1) use.
+const exitFailed = 125
+
+// exitStatus is an error that ends the program with a status and no message.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
+
+func main() {
+	err := newRoot().Execute()
+	if err == nil {
+		return
+	}
+	var status exitStatus
+	if errors.As(err, &status) {
+		os.Exit(int(status))
+	}
+	fmt.Fprintln(os.Stderr, "godwit:", err)
+	os.Exit(exitFailed)
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "godwit",
+		Short: "A minimal, fast, safe hypervisor on Linux KVM",
+		Long: `godwit runs virtual machines on Linux KVM.
+
+Exit status: that of the guest's command, 0 after a power-off, 125 when godwit
+itself failed or the guest crashed.`,
+		Example: `  godwit doctor                             what this host can do
+  godwit boot                               a shell in a guest
+  godwit boot --cpus 2 -- uname -a          run a command in a guest
+  godwit boot --kernel vmlinuz --initrd initrd.img --cmdline 'root=/dev/vda'`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Version:       version.String(),
+	}
+	root.SetVersionTemplate("godwit {{.Version}}\n")
+	root.AddCommand(newBoot(), newDoctor(), newGuest(), newBench(), newVersion())
+	return root
+}

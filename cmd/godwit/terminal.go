@@ -1,0 +1,63 @@
+package main
+
+import (
+	"os"
+	"sync"
+
+	"golang.org/x/term"
+)
+
+// terminal is a window in raw mode, in which every key goes to the guest.
+type terminal struct {
+	fd    int
+	saved *term.State
+	once  sync.Once
+}
+
+// openTerminal puts f into raw mode if it is a terminal; else it returns nil.
+func openTerminal(f *os.File) (*terminal, error) {
+	fd := int(f.Fd())
+	if !term.IsTerminal(fd) {
+		return nil, nil
+	}
+	saved, err := term.MakeRaw(fd)
+	if err != nil {
+		return nil, err
+	}
+	return &terminal{fd: fd, saved: saved}, nil
+}
+
+// restore gives the window back as it was. It may be called more than once,
+// and on nil.
+func (t *terminal) restore() {
+	if t == nil {
+		return
+	}
+	t.once.Do(func() { _ = term.Restore(t.fd, t.saved) })
+}
+
+// escape watches what is typed for the sequences that are godwit's own:
+// Ctrl-a x quits, Ctrl-a Ctrl-a is Ctrl-a for the guest.
+type escape struct{ pending bool }
+
+const ctrlA = 0x01
+
+// filter returns what of the typed bytes is for the guest, and whether the user
+// wants to quit.
+func (e *escape) filter(in []byte) (out []byte, quit bool) {
+	out = make([]byte, 0, len(in)+1)
+	for _, b := range in {
+		switch {
+		case !e.pending && b == ctrlA:
+			e.pending = true
+			continue
+		case e.pending && (b == 'x' || b == 'X'):
+			return out, true
+		case e.pending && b != ctrlA:
+			out = append(out, ctrlA)
+		}
+		e.pending = false
+		out = append(out, b)
+	}
+	return out, false
+}

@@ -1,0 +1,70 @@
+package bench
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/godwit-vmm/godwit/kvm"
+	"golang.org/x/sys/unix"
+)
+
+// Host is the machine that the figures are from. What could not be found out
+// is empty or says so.
+type Host struct {
+	CPU       string `json:"cpu"`
+	CPUs      int    `json:"cpus"` // that this process may use
+	MemoryMiB uint64 `json:"memory_mib"`
+	Kernel    string `json:"kernel"`
+	Go        string `json:"go"`
+	// KVM says what virtualizes: "hardware", "software" or why there is
+	// none.
+	KVM string `json:"kvm"`
+}
+
+func describeHost() Host {
+	h := Host{CPU: cpuModel(), CPUs: runtime.NumCPU(), Go: runtime.Version(), KVM: kvmKind()}
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		h.Kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) == nil {
+		h.MemoryMiB = info.Totalram * uint64(info.Unit) >> 20
+	}
+	return h
+}
+
+func cpuModel() string {
+	data, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return "unknown processor"
+	}
+	for s := bufio.NewScanner(bytes.NewReader(data)); s.Scan(); {
+		if name, value, ok := strings.Cut(s.Text(), ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return "unknown processor"
+}
+
+func kvmKind() string {
+	sys, err := kvm.Open("")
+	if err != nil {
+		return err.Error()
+	}
+	defer sys.Close()
+	ns, err := kvm.ProbeRing0(sys)
+	if err != nil {
+		return err.Error()
+	}
+	kind := "hardware"
+	if ns >= kvm.SoftwareNsPerInsn {
+		kind = "software"
+	}
+	return fmt.Sprintf("%s (ring 0: %s ns an instruction)", kind, strconv.FormatFloat(ns, 'g', 2, 64))
+}
