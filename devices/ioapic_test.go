@@ -219,6 +219,10 @@ func TestIOAPICRoutesOnlyOnChange(t *testing.T) {
 	if l.sets != 1 {
 		t.Errorf("routes set %d times, want 1", l.sets)
 	}
+	program(a, 9, 0x42|rteLevel)
+	if l.sets != 2 || l.routes[9].Data&0xff != 0x42 {
+		t.Errorf("routes set %d times after another vector, the last %#x", l.sets, l.routes[9])
+	}
 }
 
 func TestIOAPICFailures(t *testing.T) {

@@ -420,7 +420,6 @@ func (s *Serial) offer(p []byte) (int, error) {
 	}
 	n := s.input.write(p)
 	s.receive()
-	n += s.input.write(p[n:])
 	s.sending = n < len(p)
 	s.update()
 	return n, nil

@@ -27,7 +27,7 @@ var ErrClosed = errors.New("device is closed")
 type transmitter struct {
 	w io.Writer
 	// drained is called without locks when there is room again after room
-	// or push said no.
+	// said no.
 	drained func()
 
 	wake    chan struct{} // the first byte of a batch is there
@@ -39,7 +39,7 @@ type transmitter struct {
 	fill     []byte        // what the guest has sent since the last batch
 	spare    []byte        // the buffer to fill next, while the other is written
 	writing  bool          // the goroutine is in w.Write
-	starved  bool          // room or push said no: drained is due
+	starved  bool          // room said no: drained is due
 	settled  chan struct{} // closed when all is written; nil if nobody waits
 	closed   bool
 	err      error  // first error of w; from then on bytes are dropped
@@ -81,7 +81,6 @@ func (t *transmitter) push(b byte) {
 		return
 	}
 	if len(t.fill) == transmitLimit {
-		t.starved = true
 		t.overruns++
 		return
 	}

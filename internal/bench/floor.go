@@ -45,8 +45,9 @@ func buildFloor(ctx context.Context, e *Env) (*floorProgram, error) {
 // guestTimes is what a run of the floor says about its guest.
 type guestTimes struct {
 	Exits uint64  `json:"exits"`
-	TSC   uint64  `json:"tsc"` // between the guest's two time stamps
-	KHz   float64 `json:"khz"` // of the guest's time stamp counter
+	TSC   uint64  `json:"tsc"`    // between the guest's two time stamps
+	KHz   float64 `json:"khz"`    // of the guest's time stamp counter
+	CPU   float64 `json:"cpu_us"` // processor time of the run loop
 }
 
 func (f *floorProgram) run(ctx context.Context, program string) (cost, guestTimes, error) {

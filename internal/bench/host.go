@@ -24,7 +24,12 @@ type Host struct {
 	// KVM says what virtualizes: "hardware", "software" or why there is
 	// none.
 	KVM string `json:"kvm"`
+	// Load is how many threads wanted to run in the minute before.
+	Load float64 `json:"load"`
 }
+
+// busy tells whether others take enough of the machine to spoil figures.
+func (h *Host) busy() bool { return h.Load > 0.5*float64(h.CPUs) }
 
 func describeHost() Host {
 	h := Host{CPU: cpuModel(), CPUs: runtime.NumCPU(), Go: runtime.Version(), KVM: kvmKind()}
@@ -34,7 +39,9 @@ func describeHost() Host {
 	}
 	var info unix.Sysinfo_t
 	if unix.Sysinfo(&info) == nil {
+		const loadUnit = 1 << 16 // sysinfo(2): SI_LOAD_SHIFT
 		h.MemoryMiB = info.Totalram * uint64(info.Unit) >> 20
+		h.Load = float64(info.Loads[0]) / loadUnit
 	}
 	return h
 }

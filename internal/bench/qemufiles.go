@@ -18,13 +18,6 @@ type File struct {
 	Source string
 }
 
-// firmware are the files that QEMU's q35 and microvm machines look for when
-// they boot a kernel on KVM, and where Debian and Ubuntu have them.
-var (
-	firmware     = [...]string{"bios-256k.bin", "bios-microvm.bin", "kvmvapic.bin", "linuxboot_dma.bin", "pvh.bin"}
-	firmwareDirs = [...]string{"/usr/share/qemu", "/usr/share/seabios"}
-)
-
 // QEMUFiles lists what a machine without QEMU needs to run this one's: binary,
 // libraries, loader and firmware.
 func QEMUFiles() ([]File, error) {
@@ -37,7 +30,8 @@ func QEMUFiles() ([]File, error) {
 		return nil, fmt.Errorf("list the libraries of %s: ldd: %w", path, err)
 	}
 	paths := append([]string{path}, lddPaths(out)...)
-	for _, name := range firmware {
+	// What q35 and microvm look for when they boot a kernel on KVM.
+	for _, name := range []string{"bios-256k.bin", "bios-microvm.bin", "kvmvapic.bin", "linuxboot_dma.bin", "pvh.bin"} {
 		file, err := findFirmware(name)
 		if err != nil {
 			return nil, err
@@ -73,12 +67,14 @@ func lddPaths(out []byte) []string {
 	return paths
 }
 
+// findFirmware looks where Debian and Ubuntu put firmware.
 func findFirmware(name string) (string, error) {
-	for _, dir := range firmwareDirs {
+	dirs := []string{"/usr/share/qemu", "/usr/share/seabios"}
+	for _, dir := range dirs {
 		path := filepath.Join(dir, name)
 		if _, err := os.Stat(path); err == nil {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("QEMU's firmware %s is in none of %s: install the packages qemu-system-data and seabios", name, strings.Join(firmwareDirs[:], ", "))
+	return "", fmt.Errorf("QEMU's firmware %s is in none of %s: install the packages qemu-system-data and seabios", name, strings.Join(dirs, ", "))
 }

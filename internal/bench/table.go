@@ -14,6 +14,9 @@ func (r *Report) WriteTable(w io.Writer) error {
 	h := r.Host
 	t.printf("godwit %s, %s\n", r.Commit, r.Date.Format("2006-01-02 15:04 MST"))
 	t.printf("%s, %d CPUs, %d MiB, Linux %s, %s, KVM: %s\n", h.CPU, h.CPUs, h.MemoryMiB, h.Kernel, h.Go, h.KVM)
+	if h.busy() {
+		t.printf("the machine is busy (load %.1f): figures are high and spread\n", h.Load)
+	}
 	if r.Quick {
 		t.printf("a quick run: rough figures\n")
 	}
@@ -46,11 +49,11 @@ func (t *table) printf(format string, args ...any) {
 func (t *table) result(r *Result) {
 	t.columns(func(c *table) {
 		for i, m := range r.Metrics {
-			head := "min\tquartiles\tmax\tagainst " + m.reference() + "\t"
-			if i > 0 {
-				head = "\t\t\t\t"
+			c.printf("  %s, %s", m.Name, m.Unit)
+			if i == 0 {
+				c.printf("\tmedian\tmin\tquartiles\tmax\tagainst %s", m.reference())
 			}
-			c.printf("  %s, %s\tmedian\t%s\n", m.Name, m.Unit, head)
+			c.printf("\n")
 			for _, s := range m.Series {
 				c.series(s)
 			}
@@ -60,7 +63,7 @@ func (t *table) result(r *Result) {
 		t.printf("  where godwit's time goes, %s\n", r.Metrics[0].Unit)
 		t.columns(func(c *table) {
 			for _, p := range r.Parts {
-				c.printf("    %s\t%s\t\n", p.Name, number(p.Value))
+				c.printf("    %s\t%s\n", p.Name, number(p.Value))
 			}
 		})
 	}
@@ -87,12 +90,16 @@ func (m *Metric) reference() string {
 }
 
 func (t *table) series(s *Series) {
-	against := ""
-	if s.Ratio != nil {
-		against = fmt.Sprintf("%s x, %+.4g", number(*s.Ratio), *s.Difference)
-	}
 	u := s.Summary
-	t.printf("    %s\t%s\t%s\t%s - %s\t%s\t%s\t\n", s.Contestant, number(u.Median), number(u.Min), number(u.Q1), number(u.Q3), number(u.Max), against)
+	t.printf("    %s\t%s\t%s\t%s - %s\t%s", s.Contestant, number(u.Median), number(u.Min), number(u.Q1), number(u.Q3), number(u.Max))
+	if s.Ratio != nil {
+		sign := ""
+		if *s.Difference >= 0 {
+			sign = "+"
+		}
+		t.printf("\t%s x, %s%s", number(*s.Ratio), sign, number(*s.Difference))
+	}
+	t.printf("\n")
 }
 
 // columns aligns what print writes with tabs between the cells.

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/godwit-vmm/godwit/guest/kmod"
+)
+
+// command does the work of the commands that init is linked as and gives
+// their exit status.
+func command(name string, args []string) int {
+	var err error
+	switch name {
+	case "poweroff":
+		err = power(poweroff)
+	case "reboot":
+		err = power(reboot)
+	case "halt":
+		err = power(halt)
+	case "nproc":
+		err = nproc()
+	case "modprobe":
+		err = modprobe(args)
+	default:
+		err = fmt.Errorf("not one of init's commands")
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+		return 1
+	}
+	return 0
+}
+
+// nproc prints how many CPUs this process may run on.
+func nproc() error {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return err
+	}
+	fmt.Println(set.Count())
+	return nil
+}
+
+// modprobe loads modules by name or alias. The kernel calls it with -q and --
+// for what it misses.
+func modprobe(args []string) error {
+	loader, err := kmod.NewLoader()
+	if err != nil {
+		return err
+	}
+	quiet := false
+	for _, a := range args {
+		switch {
+		case a == "-q":
+			quiet = true
+		case strings.HasPrefix(a, "-"):
+		default:
+			if err := loader.Load(a); err != nil && !quiet {
+				return err
+			}
+		}
+	}
+	return nil
+}
