@@ -65,13 +65,17 @@ func (m *Machine) reset() {
 	m.finish(Reset, nil)
 }
 
-func (m *Machine) closeDevices() error {
+// closeDevices ends what the devices run beside the processors.
+func (m *Machine) closeDevices() {
 	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 	defer cancel()
+	if m.rtc != nil {
+		m.rtc.Close()
+	}
 	for _, s := range []*devices.Serial{m.console, m.channel} {
 		if s != nil {
+			// A writer that failed or blocks is its owner's affair.
 			_ = s.Close(ctx)
 		}
 	}
-	return nil
 }

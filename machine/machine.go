@@ -287,7 +287,7 @@ func (m *Machine) Close() error {
 	for _, v := range m.cpus {
 		errs = append(errs, v.Close())
 	}
-	errs = append(errs, m.closeDevices())
+	m.closeDevices()
 	if m.vm != nil {
 		errs = append(errs, m.vm.Close())
 	}
