@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -59,6 +60,17 @@ func New(sys *kvm.System, c Config) (*Machine, error) {
 // a whole before the first processor, and the cheap checks of what the user
 // gave before the costly steps.
 func (m *Machine) build(sys *kvm.System) error {
+	// Asking for CPUID takes as long as the rest together where this host
+	// is itself a guest, because each leaf traps: it goes beside.
+	var cpuid []kvm.CPUIDEntry2
+	var cpuidErr error
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		cpuid, cpuidErr = sys.SupportedCPUID()
+	}()
+	defer func() { <-asked }() // the caller may close sys after an error
+
 	var err error
 	if m.vm, err = sys.CreateVM(); err != nil {
 		return err
@@ -80,7 +92,10 @@ func (m *Machine) build(sys *kvm.System) error {
 		return err
 	}
 	m.trace("devices")
-	if err := m.addCPUs(sys); err != nil {
+	if <-asked; cpuidErr != nil {
+		return cpuidErr
+	}
+	if err := m.addCPUs(cpuid); err != nil {
 		return err
 	}
 	err = m.cpus[0].SetEntry(func(r *kvm.Regs, s *kvm.Sregs) { enter(&entry, r, s) })
@@ -151,11 +166,7 @@ func (m *Machine) addInterrupts() error {
 	return nil
 }
 
-func (m *Machine) addCPUs(sys *kvm.System) error {
-	supported, err := sys.SupportedCPUID()
-	if err != nil {
-		return err
-	}
+func (m *Machine) addCPUs(supported []kvm.CPUIDEntry2) error {
 	deadline, err := m.vm.CheckExtension(kvm.KVM_CAP_TSC_DEADLINE_TIMER)
 	if err != nil {
 		return err
@@ -199,11 +210,15 @@ func (m *Machine) cpuEnded(_ int, err error) {
 	}
 }
 
-// finish notes how the guest ends; the first one counts. It only notes, because
-// it is called on vCPU threads.
+// finish notes how the guest ends, the first one counts, and asks the
+// processors to stop. It does not wait for them, because it is called on their
+// threads; the one that calls does not enter the guest again.
 func (m *Machine) finish(o Outcome, err error) {
 	m.end.Do(func() {
 		m.outcome, m.err = o, err
+		for _, v := range m.cpus {
+			v.RequestStop()
+		}
 		close(m.ended)
 	})
 }
@@ -234,7 +249,13 @@ const flushTimeout = 2 * time.Second
 // Run runs the guest to its end and says how it ended. A guest that crashed is
 // an error, often a *vcpu.Crash. All that the guest wrote before its end has
 // reached the writers when Run returns, unless they block. Run is called once.
+//
+// Run raises GOMAXPROCS where there is not a P for each processor and one more:
+// a vCPU that comes out of the guest must not wait for one that is inside.
 func (m *Machine) Run(ctx context.Context) (Outcome, error) {
+	if want := len(m.cpus) + 1; runtime.GOMAXPROCS(0) < want {
+		runtime.GOMAXPROCS(want)
+	}
 	for _, v := range m.cpus {
 		v.Start()
 	}

@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/godwit-vmm/godwit/kvm"
 	"golang.org/x/sys/unix"
@@ -72,6 +73,8 @@ type VCPU struct {
 	// KVM finishes the instruction (KVM API §5, kvm_run.io). Only the
 	// thread touches it.
 	owed bool
+	// yielded is when the thread last gave Go's scheduler a turn.
+	yielded time.Time
 
 	mu        sync.Mutex
 	changed   sync.Cond // state changed, or a want did

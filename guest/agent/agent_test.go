@@ -300,11 +300,11 @@ func TestNoiseInFrontIsSkipped(t *testing.T) {
 	}
 }
 
-// What a client says before the server listens is lost on a serial port.
-func TestClientAsksAgainAtTheBeacon(t *testing.T) {
+// A server whose beacon went to somebody else is asked all the same.
+func TestClientAsksWithoutBeacon(t *testing.T) {
 	near, far := net.Pipe()
 	go func() {
-		io.ReadFull(far, make([]byte, len(preamble{}.bytes())))
+		io.ReadFull(far, make([]byte, preambleSize))
 		serve(t, far, nil)
 	}()
 	c := dialTest(t, near)
@@ -313,10 +313,25 @@ func TestClientAsksAgainAtTheBeacon(t *testing.T) {
 	}
 }
 
+// TestTerminalEcho has a line that echoes what the client says until the server
+// has opened it, cut short, as a serial port in line editing mode does.
+func TestTerminalEcho(t *testing.T) {
+	hello := preamble{role: roleClient, nonce: newNonce()}.bytes()
+	for cut := range len(hello) + 1 {
+		near, far := net.Pipe()
+		serve(t, &noisyPipe{far, bytes.NewReader(hello[cut:])}, nil)
+		c := dialTest(t, &noisyPipe{near, bytes.NewReader(hello[:cut])})
+		if err := c.Ping(testContext(t)); err != nil {
+			t.Errorf("echo cut after %d bytes: %v", cut, err)
+		}
+	}
+}
+
 func TestSecondClientTakesOver(t *testing.T) {
 	near, far := net.Pipe()
 	serve(t, far, nil)
-	first := dialTest(t, &keepOpen{Conn: near})
+	line := &keepOpen{Conn: near, left: make(chan struct{})}
+	first := dialTest(t, line)
 	r, w := io.Pipe()
 	if _, err := first.Start(Command{Args: []string{"sh", "-c", "echo $$; exec sleep 60"}, Stdout: w}); err != nil {
 		t.Fatal(err)
@@ -326,6 +341,7 @@ func TestSecondClientTakesOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	first.Close() // the line stays
+	<-line.left
 	second := dialTest(t, near)
 	if err := second.Ping(testContext(t)); err != nil {
 		t.Error(err)
@@ -339,6 +355,7 @@ func TestSecondClientTakesOver(t *testing.T) {
 type keepOpen struct {
 	net.Conn
 	closed atomic.Bool
+	left   chan struct{} // closed when the client reads no more
 }
 
 func (k *keepOpen) Read(b []byte) (int, error) {
@@ -350,6 +367,7 @@ func (k *keepOpen) Read(b []byte) (int, error) {
 		}
 	}
 	k.Conn.SetReadDeadline(time.Time{})
+	close(k.left)
 	return 0, io.EOF
 }
 

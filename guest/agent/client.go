@@ -3,12 +3,12 @@ package agent
 import (
 	"bufio"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"sync"
+	"time"
 )
 
 // ErrClosed is wrapped by the errors of sessions whose connection ended before
@@ -85,20 +85,36 @@ func dial(rw io.ReadWriteCloser) (*Client, error) {
 	return c, nil
 }
 
-// shakeHands sends the client's preamble until the server answers it.
+// askAgain is how long a client waits for a beacon before it asks a server that
+// may have sent one to somebody else.
+const askAgain = time.Second
+
+// shakeHands sends the client's preamble after each beacon, and when it has
+// heard none for a while, until the server answers.
 func shakeHands(w io.Writer, r io.ByteReader) error {
-	hello := preamble{role: roleClient}
-	// Never fails, by its contract.
-	rand.Read(hello.nonce[:])
-	// The line may take the hello only when the guest listens, and what
-	// the guest says first must be read meanwhile.
-	ask := make(chan struct{}, 1)
-	ask <- struct{}{}
-	defer close(ask)
+	hello := preamble{role: roleClient, nonce: newNonce()}
+	beacon, answered := make(chan struct{}, 1), make(chan struct{})
+	defer close(answered)
+	var asking sync.Mutex // held while a hello is on its way
+	done := false         // guarded by asking
+	// The line may take the hello only when the guest listens, and what the
+	// guest says first must be read meanwhile.
 	go func() {
-		for range ask {
-			// An error shows at the reader as well.
-			w.Write(hello.bytes())
+		again := time.NewTicker(askAgain)
+		defer again.Stop()
+		for {
+			select {
+			case <-beacon:
+			case <-again.C:
+			case <-answered:
+				return
+			}
+			asking.Lock()
+			if !done {
+				// An error shows at the reader as well.
+				w.Write(hello.bytes())
+			}
+			asking.Unlock()
 		}
 	}()
 	for {
@@ -108,10 +124,14 @@ func shakeHands(w io.Writer, r io.ByteReader) error {
 		}
 		switch {
 		case p.role == roleServer && p.nonce == hello.nonce:
+			// No hello is to be mixed with the frames that follow.
+			asking.Lock()
+			done = true
+			asking.Unlock()
 			return nil
 		case p.role == roleBeacon:
 			select {
-			case ask <- struct{}{}:
+			case beacon <- struct{}{}:
 			default:
 			}
 		}

@@ -65,10 +65,12 @@ func TestReadFrameRejects(t *testing.T) {
 }
 
 func TestPreambleIsFoundInNoise(t *testing.T) {
-	p := preamble{role: roleServer, nonce: nonce{1, 2, 3, 0xf5, 5, 6, 7, 8}}
+	p := preamble{role: roleServer, nonce: newNonce()}
 	noises := []string{
 		"", "[ 1.0] random: crng init done\r\n", "\xf5", "\xf5\xf5\xf5", magic, magic + "\xf5", magic[:3] + magic[:5],
 		magic + "x", magic + "\xf5GOD",
+		// A client's hello that a terminal cut short and echoed.
+		magic + "?1234", magic + "?12\r\n", magic + "?",
 	}
 	for _, noise := range noises {
 		r := bufio.NewReader(bytes.NewReader(append([]byte(noise), p.bytes()...)))

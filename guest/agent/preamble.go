@@ -2,6 +2,8 @@ package agent
 
 import (
 	"bytes"
+	"crypto/rand"
+	"encoding/hex"
 	"fmt"
 	"io"
 )
@@ -10,14 +12,26 @@ import (
 // nonce. The client chooses the nonce, the server repeats it, and all that
 // follows are frames. Bytes in front of a preamble, such as kernel messages
 // that went out on the same serial port, are skipped. A server that has just
-// opened its line says so with a beacon, since what a client sent to a closed
-// serial port is lost; the client then asks again.
+// opened its line says so with a beacon, upon which the client asks: what it
+// sent to a closed serial port is lost, and in the moment before the port is
+// in raw mode it is echoed, cut and changed like typed lines. A nonce is
+// printable, so that its echo is whole; the magic's first byte never occurs in
+// it, so that whatever is cut short, the next preamble is found.
 type preamble struct {
 	role  byte
 	nonce nonce
 }
 
 type nonce [8]byte
+
+// newNonce is a random nonce in hexadecimal digits.
+func newNonce() (n nonce) {
+	var b [len(n) / 2]byte
+	// Never fails, by its contract.
+	rand.Read(b[:])
+	hex.Encode(n[:], b[:])
+	return n
+}
 
 const (
 	roleClient = '?'
@@ -28,6 +42,8 @@ const (
 // magic is followed by the role. Its first byte is no frame's kind and occurs
 // only once, so that a search for it never has to look back.
 const magic = "\xf5GODWIT"
+
+const preambleSize = len(magic) + 1 + len(nonce{})
 
 func (p preamble) bytes() []byte {
 	return append(append([]byte(magic), p.role), p.nonce[:]...)
@@ -52,38 +68,25 @@ func (e *preambleError) Error() string {
 
 // readPreamble skips everything up to the next preamble.
 func readPreamble(r io.ByteReader) (preamble, error) {
-	matched := 0
+	var found []byte // as much of a preamble as there is
 	for {
 		b, err := r.ReadByte()
 		if err != nil {
 			return preamble{}, err
 		}
-		switch {
-		case matched == len(magic):
-			if _, ok := preambleRole(append([]byte(magic), b)); ok {
-				return readNonce(r, b)
-			}
-			matched = 0
-		case b == magic[matched]:
-			matched++
-			continue
-		default:
-			matched = 0
-		}
 		if b == magic[0] {
-			matched = 1
+			found = found[:0] // it occurs nowhere else
+		}
+		found = append(found, b)
+		switch n := len(found); {
+		case n <= len(magic) && b != magic[n-1]:
+			found = found[:0]
+		case n == len(magic)+1:
+			if _, ok := preambleRole(found); !ok {
+				found = found[:0]
+			}
+		case n == preambleSize:
+			return preamble{role: found[len(magic)], nonce: nonce(found[len(magic)+1:])}, nil
 		}
 	}
-}
-
-func readNonce(r io.ByteReader, role byte) (preamble, error) {
-	p := preamble{role: role}
-	for i := range p.nonce {
-		b, err := r.ReadByte()
-		if err != nil {
-			return preamble{}, err
-		}
-		p.nonce[i] = b
-	}
-	return p, nil
 }

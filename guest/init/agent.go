@@ -85,7 +85,10 @@ func makeRaw(f *os.File) error {
 		t.Iflag, t.Oflag, t.Lflag = 0, 0, 0
 		t.Cflag = t.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8 | unix.CLOCAL | unix.CREAD
 		t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 1, 0
-		failure = unix.IoctlSetTermios(int(fd), unix.TCSETS, t)
+		if failure = unix.IoctlSetTermios(int(fd), unix.TCSETS, t); failure == nil {
+			// What came in before went through line editing.
+			failure = unix.IoctlSetInt(int(fd), unix.TCFLSH, unix.TCIFLUSH)
+		}
 	})
 	return errors.Join(err, failure)
 }

@@ -46,21 +46,26 @@ func main() {
 // start brings the system up and returns when it is to be powered off.
 func start() {
 	complain(mountAll())
+	say := func(x string) { os.WriteFile("/dev/kmsg", []byte("INIT "+x), 0) }
+	say("mounted")
 	line, err := os.ReadFile("/proc/cmdline")
 	complain(err)
 	o := parseCmdline(string(line))
 	setEnvironment(o)
 	loader, err := kmod.NewLoader()
 	complain(err)
+	say("index")
 	if loader != nil {
 		complain(loadModules(loader, o))
 	}
+	say("modules")
 	complain(bringUpNetwork(o))
 	if o.thp {
 		complain(enableHugePages())
 	}
 	go func() { complain(watchPowerButton()) }()
 
+	say("net")
 	children := agent.NewReaper()
 	if o.agent != "" {
 		complain(serveAgent(o.agent, children))

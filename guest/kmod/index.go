@@ -28,7 +28,9 @@ const (
 type Index struct {
 	// modules by kernel name.
 	modules map[string]module
-	aliases []alias
+	// aliases by what they start with up to the colon, which for devices is
+	// the bus. A starting guest asks for every device.
+	aliases map[string][]alias
 }
 
 type module struct {
@@ -85,7 +87,7 @@ func Closure(infos map[string]Modinfo, name string) []string {
 
 // ReadIndex reads the indexes of a module folder.
 func ReadIndex(dir string) (*Index, error) {
-	x := &Index{modules: make(map[string]module)}
+	x := &Index{modules: make(map[string]module), aliases: make(map[string][]alias)}
 	err := eachLine(filepath.Join(dir, DepFile), func(line string) {
 		file, rest, ok := strings.Cut(line, ":")
 		if !ok {
@@ -102,7 +104,8 @@ func ReadIndex(dir string) (*Index, error) {
 	}
 	err = eachLine(filepath.Join(dir, AliasFile), func(line string) {
 		if f := strings.Fields(line); len(f) == 3 && f[0] == "alias" {
-			x.aliases = append(x.aliases, alias{pattern: f[1], name: Name(f[2])})
+			bus := busOf(f[1])
+			x.aliases[bus] = append(x.aliases[bus], alias{pattern: f[1], name: Name(f[2])})
 		}
 	})
 	return x, err
@@ -123,6 +126,17 @@ func eachLine(file string, do func(string)) error {
 	return scanner.Err()
 }
 
+// busOf is the bus that an alias or a pattern of aliases is about: pci for
+// pci:v00001AF4d*, acpi for acpi*:PNP0C0C:*, and nothing for an alias that does
+// not name a device.
+func busOf(alias string) string {
+	bus, _, found := strings.Cut(alias, ":")
+	if !found {
+		return ""
+	}
+	return strings.TrimSuffix(bus, "*")
+}
+
 // Resolve lists the modules that a module name or a device's modalias asks
 // for. An empty list means that none is here.
 func (x *Index) Resolve(request string) []string {
@@ -130,7 +144,7 @@ func (x *Index) Resolve(request string) []string {
 		return []string{name}
 	}
 	var names []string
-	for _, a := range x.aliases {
+	for _, a := range x.aliases[busOf(request)] {
 		// An alias never contains a slash, so that path.Match is
 		// fnmatch here.
 		if ok, err := path.Match(a.pattern, request); err == nil && ok && !slices.Contains(names, a.name) {
@@ -144,13 +158,11 @@ func (x *Index) Resolve(request string) []string {
 // module.
 func (x *Index) nodes() []Node {
 	paths := make(map[string]string)
-	for _, a := range x.aliases {
-		if p, ok := strings.CutPrefix(a.pattern, "devname:"); ok {
-			paths[a.name] = p
-		}
+	for _, a := range x.aliases["devname"] {
+		paths[a.name] = strings.TrimPrefix(a.pattern, "devname:")
 	}
 	var list []Node
-	for _, a := range x.aliases {
+	for _, a := range x.aliases[""] {
 		n := Node{Path: paths[a.name]}
 		if _, err := fmt.Sscanf(a.pattern, "char-major-%d-%d", &n.Major, &n.Minor); err == nil && n.Path != "" {
 			list = append(list, n)

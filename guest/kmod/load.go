@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -89,7 +90,7 @@ func (l *Loader) Coldplug() error {
 	asked := make(map[string]bool)
 	for again := true; again; {
 		again = false
-		for _, modalias := range modaliases() {
+		for _, modalias := range l.modaliases() {
 			if asked[modalias] {
 				continue
 			}
@@ -103,19 +104,42 @@ func (l *Loader) Coldplug() error {
 	return errors.Join(errs...)
 }
 
-// modaliases are the module aliases of all devices in sysfs.
-func modaliases() []string {
-	// The pattern is fixed, so Glob cannot fail.
-	files, _ := filepath.Glob("/sys/bus/*/devices/*/modalias")
-	inputs, _ := filepath.Glob("/sys/class/input/*/modalias")
+// modaliases are the module aliases of all devices in sysfs that a module of
+// the index may be for.
+func (l *Loader) modaliases() []string {
 	var list []string
-	for _, f := range append(files, inputs...) {
-		// A device may go away meanwhile.
-		if b, err := os.ReadFile(f); err == nil && len(b) > 1 {
-			list = append(list, string(b[:len(b)-1]))
+	for bus := range l.index.aliases {
+		switch bus {
+		case "", "devname":
+		case "cpu":
+			// Of the processor's features, such as SVM.
+			list = appendModalias(list, "/sys/devices/system/cpu")
+		case "input":
+			list = appendModaliases(list, "/sys/class/input")
+		default:
+			list = appendModaliases(list, filepath.Join("/sys/bus", bus, "devices"))
 		}
 	}
 	return list
+}
+
+// appendModaliases appends the aliases of all devices in a folder.
+func appendModaliases(list []string, dir string) []string {
+	// A bus may have no devices.
+	devices, _ := os.ReadDir(dir)
+	for _, d := range devices {
+		list = appendModalias(list, filepath.Join(dir, d.Name()))
+	}
+	return list
+}
+
+func appendModalias(list []string, device string) []string {
+	// Not every device has one, and it may go away meanwhile.
+	b, err := os.ReadFile(filepath.Join(device, "modalias"))
+	if err != nil || len(b) == 0 {
+		return list
+	}
+	return append(list, strings.TrimSpace(string(b)))
 }
 
 // Node is a device file that exists before its driver is loaded; opening it

@@ -179,7 +179,7 @@ func (a *Asm) TestImm(r Reg, v int32) {
 	a.imm32(uint32(v))
 }
 
-// Shl shifts r left by n bits, Shr right, shifting zeros in.
+// Shl shifts r left by n bits, shifting zeros in.
 func (a *Asm) Shl(r Reg, n uint8) { a.shift(4, r, n) }
 
 // Shr shifts r right by n bits, shifting zeros in.
@@ -195,10 +195,10 @@ func (a *Asm) shift(op Reg, r Reg, n uint8) {
 	a.Data(n)
 }
 
-// Inc adds one to r, Dec subtracts one. Both leave the carry flag alone.
+// Inc adds one to r and leaves the carry flag alone.
 func (a *Asm) Inc(r Reg) { a.group5(0, r) }
 
-// Dec subtracts one from r.
+// Dec subtracts one from r and leaves the carry flag alone.
 func (a *Asm) Dec(r Reg) { a.group5(1, r) }
 
 func (a *Asm) group5(op Reg, r Reg) {
@@ -231,7 +231,7 @@ func (a *Asm) Cmpxchg(w Width, m Mem, src Reg) {
 	a.modMem(src, m)
 }
 
-// Push and Pop move r to and from the stack, 64 bits.
+// Push puts r on the stack, 64 bits.
 func (a *Asm) Push(r Reg) {
 	a.prefix(Long, 0, r, false, false)
 	a.Data(0x50 | byte(r&7))
@@ -306,7 +306,7 @@ func (a *Asm) RepStosq() { a.Data(0xf3, 0x48, 0xab) }
 // RepMovsq copies RCX quads from RSI up to RDI up.
 func (a *Asm) RepMovsq() { a.Data(0xf3, 0x48, 0xa5) }
 
-// Ud2 faults with #UD, Int3 with #BP and Hlt, in ring 3, with #GP.
+// Ud2 faults with #UD.
 func (a *Asm) Ud2() { a.Data(0x0f, 0x0b) }
 
 // Int3 faults with #BP.

@@ -113,7 +113,7 @@ func countAllocations(ctx context.Context, e *Env, sys *kvm.System, build func(n
 	if err != nil {
 		return nil, err
 	}
-	many, err := newExitLoop(e, 11_000, build)
+	many, err := newExitLoop(e, 21_000, build)
 	if err != nil {
 		return nil, err
 	}

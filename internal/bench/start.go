@@ -95,10 +95,16 @@ type phaseLog struct {
 }
 
 // run starts godwit once. The file that it writes has a line for the end of
-// each phase, in microseconds since its main package was initialized; what
-// comes before and after is the rest of the wall clock time.
+// each phase, in microseconds since its main package was initialized. What
+// comes before is about what a godwit takes that does nothing; what comes after
+// is the rest of the wall clock time.
 func (l *phaseLog) run(ctx context.Context, e *Env, program string) error {
 	file := filepath.Join(e.Dir, "timings")
+	idle, err := runProcess(ctx, e.Dir, 0, e.Godwit, "version")
+	if err != nil {
+		return fmt.Errorf("%s: %w", godwitName, err)
+	}
+	l.add("process (godwit version)", milliseconds(idle.wall))
 	c, err := runProcess(ctx, e.Dir, 0, e.Godwit, "boot", "--allow-software-kvm", "--memory", "128M", "--timings", file, "--kernel", program)
 	if err != nil {
 		return fmt.Errorf("%s: %w", godwitName, err)
@@ -120,7 +126,7 @@ func (l *phaseLog) run(ctx context.Context, e *Env, program string) error {
 		l.add(line.Phase, line.US/1000-last)
 		last = line.US / 1000
 	}
-	l.add("start and end of the process", milliseconds(c.wall)-last)
+	l.add("close and exit", max(0, milliseconds(c.wall-idle.wall)-last))
 	return nil
 }
 

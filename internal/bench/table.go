@@ -1,10 +1,13 @@
 package bench
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 )
 
@@ -49,11 +52,11 @@ func (t *table) printf(format string, args ...any) {
 func (t *table) result(r *Result) {
 	t.columns(func(c *table) {
 		for i, m := range r.Metrics {
-			c.printf("  %s, %s", m.Name, m.Unit)
+			head := "\t\t\t\t\t"
 			if i == 0 {
-				c.printf("\tmedian\tmin\tquartiles\tmax\tagainst %s", m.reference())
+				head = "median\tmin\tquartiles\tmax\tagainst " + m.reference() + "\t"
 			}
-			c.printf("\n")
+			c.printf("  %s, %s\t%s\n", m.Name, m.Unit, head)
 			for _, s := range m.Series {
 				c.series(s)
 			}
@@ -63,7 +66,7 @@ func (t *table) result(r *Result) {
 		t.printf("  where godwit's time goes, %s\n", r.Metrics[0].Unit)
 		t.columns(func(c *table) {
 			for _, p := range r.Parts {
-				c.printf("    %s\t%s\n", p.Name, number(p.Value))
+				c.printf("    %s\t%s\t\n", p.Name, number(p.Value))
 			}
 		})
 	}
@@ -90,28 +93,29 @@ func (m *Metric) reference() string {
 }
 
 func (t *table) series(s *Series) {
-	u := s.Summary
-	t.printf("    %s\t%s\t%s\t%s - %s\t%s", s.Contestant, number(u.Median), number(u.Min), number(u.Q1), number(u.Q3), number(u.Max))
+	against := ""
 	if s.Ratio != nil {
 		sign := ""
 		if *s.Difference >= 0 {
 			sign = "+"
 		}
-		t.printf("\t%s x, %s%s", number(*s.Ratio), sign, number(*s.Difference))
+		against = fmt.Sprintf("%s x, %s%s", number(*s.Ratio), sign, number(*s.Difference))
 	}
-	t.printf("\n")
+	u := s.Summary
+	t.printf("    %s\t%s\t%s\t%s - %s\t%s\t%s\t\n", s.Contestant, number(u.Median), number(u.Min), number(u.Q1), number(u.Q3), number(u.Max), against)
 }
 
-// columns aligns what print writes with tabs between the cells.
+// columns aligns what print writes with a tab behind each cell.
 func (t *table) columns(print func(*table)) {
-	if t.err != nil {
-		return
-	}
-	tw := tabwriter.NewWriter(t.w, 0, 0, 2, ' ', 0)
+	var aligned bytes.Buffer
+	tw := tabwriter.NewWriter(&aligned, 0, 0, 2, ' ', 0)
 	c := table{w: tw}
 	print(&c)
-	if t.err = c.err; t.err == nil {
-		t.err = tw.Flush()
+	if err := errors.Join(c.err, tw.Flush()); err != nil && t.err == nil {
+		t.err = err
+	}
+	for line := range strings.Lines(aligned.String()) {
+		t.printf("%s\n", strings.TrimRight(line, " \n"))
 	}
 }
 
