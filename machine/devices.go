@@ -53,8 +53,8 @@ func (m *Machine) serial(out io.Writer, gsi int) *devices.Serial {
 // panicked left a mark before (see PanicWord).
 func (m *Machine) reset() {
 	const (
-		resetFlag memory.GPA = 0x472 // BIOS data area: "soft reset flag"
-		warm                 = 0x1234
+		resetFlag = memory.GPA(0x472) // BIOS data area: "soft reset flag"
+		warm      = 0x1234
 	)
 	if m.cfg.tellsPanics() {
 		if flag, err := m.mem.Uint16(resetFlag); err == nil && flag == warm {

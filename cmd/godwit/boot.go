@@ -76,6 +76,9 @@ SIGTERM presses the guest's power button, a second one kills the guest.`,
 	return c
 }
 
+// labCommand is the way out on a machine whose KVM cannot run Linux.
+const labCommand = "godwit-lab run -- boot"
+
 func boot(ctx context.Context, o *bootOptions) error {
 	trace, err := newTimings(o.timings)
 	if err != nil {
@@ -97,7 +100,7 @@ func boot(ctx context.Context, o *bootOptions) error {
 	}
 	sys, err := kvm.Open("")
 	if err != nil {
-		return fmt.Errorf("%w\nto boot in an emulated host instead: godwit-lab run -- boot ...", err)
+		return fmt.Errorf("%w\nto boot in an emulated host instead: %s", err, labCommand)
 	}
 	defer sys.Close()
 	trace.mark("open")
@@ -131,8 +134,8 @@ func refuseSoftware(sys *kvm.System) error {
 		return nil
 	}
 	return fmt.Errorf("KVM here has no hardware virtualization: it emulates a guest's kernel at %.0f ns an instruction, and Linux does not boot on it\n"+
-		"boot in an emulated host instead:  godwit-lab run -- boot ...\n"+
-		"or, for a guest made for it:       godwit boot --allow-software-kvm ...", ns)
+		"boot in an emulated host instead:  %s\n"+
+		"or, for a guest made for it:       godwit boot --allow-software-kvm", ns, labCommand)
 }
 
 // config turns flags into a machine.

@@ -118,7 +118,7 @@ func shakeHands(w io.Writer, r io.ByteReader) error {
 		}
 	}()
 	for {
-		p, err := readPreamble(r)
+		p, err := readPreamble(r, string([]byte{roleServer, roleBeacon}))
 		if err != nil {
 			return err
 		}

@@ -69,12 +69,14 @@ func TestPreambleIsFoundInNoise(t *testing.T) {
 	noises := []string{
 		"", "[ 1.0] random: crng init done\r\n", "\xf5", "\xf5\xf5\xf5", magic, magic + "\xf5", magic[:3] + magic[:5],
 		magic + "x", magic + "\xf5GOD",
+		// Echoes of the client's own preamble, shortened by the terminal.
+		magic + "?", magic + "?abc", magic + "?abcdefgh", magic + "!abc\x03", magic + "!abc" + magic[:4],
 		// A client's hello that a terminal cut short and echoed.
 		magic + "?1234", magic + "?12\r\n", magic + "?",
 	}
 	for _, noise := range noises {
 		r := bufio.NewReader(bytes.NewReader(append([]byte(noise), p.bytes()...)))
-		got, err := readPreamble(r)
+		got, err := readPreamble(r, string([]byte{roleServer, roleBeacon}))
 		if err != nil || got != p {
 			t.Errorf("behind %q: %v, %v", noise, got, err)
 		}
@@ -85,7 +87,7 @@ func TestPreambleIsFoundInNoise(t *testing.T) {
 // with an error, and what it accepts must encode to the same bytes.
 func FuzzReadFrame(f *testing.F) {
 	f.Add(appendFrame(nil, frame{kind: kindData, stream: stdout, session: 3, payload: []byte("hello")}))
-	f.Add(preamble{role: roleBeacon}.bytes())
+	f.Add(beacon().bytes())
 	f.Add([]byte("\xf5GODWIT"))
 	f.Fuzz(func(t *testing.T, line []byte) {
 		r, buf := bytes.NewReader(line), make([]byte, headerSize+maxPayload)
@@ -113,14 +115,14 @@ func FuzzServer(f *testing.F) {
 	f.Add(appendFrame(open, frame{kind: kindCredit, stream: stdout, session: 1, payload: []byte{0xff, 0xff, 0xff, 0xff}}))
 	f.Add(appendFrame(open, frame{kind: kindData, session: 1, payload: make([]byte, 4096)}))
 	f.Add(appendFrame(nil, frame{kind: kindPing, session: 9}))
-	f.Add(append(appendFrame(nil, frame{kind: kindEOF, session: 9}), preamble{role: roleClient}.bytes()...))
+	f.Add(append(appendFrame(nil, frame{kind: kindEOF, session: 9}), preamble{role: roleClient, nonce: newNonce()}.bytes()...))
 	f.Fuzz(func(t *testing.T, line []byte) {
 		// A command line that the fuzzer makes up must not run.
 		if bytes.Contains(line, []byte("exec")) || bytes.Contains(line, []byte("put")) {
 			t.Skip()
 		}
 		server := &Server{Reaper: NewReaper(), Shutdown: func(bool) error { return nil }}
-		in := append(preamble{role: roleClient}.bytes(), line...)
+		in := append(preamble{role: roleClient, nonce: newNonce()}.bytes(), line...)
 		server.Serve(struct {
 			io.Reader
 			io.Writer

@@ -6,17 +6,20 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"strings"
 )
 
 // A preamble is 16 bytes: 8 of magic, the last of which says who speaks, and a
 // nonce. The client chooses the nonce, the server repeats it, and all that
 // follows are frames. Bytes in front of a preamble, such as kernel messages
 // that went out on the same serial port, are skipped. A server that has just
-// opened its line says so with a beacon, upon which the client asks: what it
-// sent to a closed serial port is lost, and in the moment before the port is
-// in raw mode it is echoed, cut and changed like typed lines. A nonce is
-// printable, so that its echo is whole; the magic's first byte never occurs in
-// it, so that whatever is cut short, the next preamble is found.
+// opened its line says so with a beacon, since what a client sent to a closed
+// serial port is lost; the client then asks again.
+//
+// A terminal line that is not in raw mode yet echoes what the client says, and
+// swallows or doubles control characters as it does. So a nonce is of
+// printable characters, one with any other byte in it does not count, and each
+// end overhears its own kind.
 type preamble struct {
 	role  byte
 	nonce nonce
@@ -45,6 +48,9 @@ const magic = "\xf5GODWIT"
 
 const preambleSize = len(magic) + 1 + len(nonce{})
 
+// beacon is the preamble of a server that listens.
+func beacon() preamble { return preamble{role: roleBeacon, nonce: nonce([]byte("listens!"))} }
+
 func (p preamble) bytes() []byte {
 	return append(append([]byte(magic), p.role), p.nonce[:]...)
 }
@@ -66,27 +72,33 @@ func (e *preambleError) Error() string {
 	return fmt.Sprintf("agent protocol: the peer started anew (%q)", e.role)
 }
 
-// readPreamble skips everything up to the next preamble.
-func readPreamble(r io.ByteReader) (preamble, error) {
-	var found []byte // as much of a preamble as there is
-	for {
+// readPreamble skips everything up to the next preamble of one of the roles.
+func readPreamble(r io.ByteReader, roles string) (preamble, error) {
+	var seen [preambleSize]byte // what may become a preamble
+	n := 0
+	for n < preambleSize {
 		b, err := r.ReadByte()
 		if err != nil {
 			return preamble{}, err
 		}
-		if b == magic[0] {
-			found = found[:0] // it occurs nowhere else
+		if !fits(n, b, roles) {
+			n = 0
 		}
-		found = append(found, b)
-		switch n := len(found); {
-		case n <= len(magic) && b != magic[n-1]:
-			found = found[:0]
-		case n == len(magic)+1:
-			if _, ok := preambleRole(found); !ok {
-				found = found[:0]
-			}
-		case n == preambleSize:
-			return preamble{role: found[len(magic)], nonce: nonce(found[len(magic)+1:])}, nil
+		if n > 0 || b == magic[0] {
+			seen[n] = b
+			n++
 		}
 	}
+	return preamble{role: seen[len(magic)], nonce: nonce(seen[len(magic)+1:])}, nil
+}
+
+// fits tells whether b can be byte number n of a preamble.
+func fits(n int, b byte, roles string) bool {
+	switch {
+	case n < len(magic):
+		return b == magic[n]
+	case n == len(magic):
+		return strings.IndexByte(roles, b) >= 0
+	}
+	return b > ' ' && b < 0x7f
 }

@@ -32,7 +32,6 @@ type connection struct {
 
 	mu       sync.Mutex
 	sessions map[uint16]*serverSession
-	closed   bool
 }
 
 // serverSession is the server's end of a session.
@@ -60,30 +59,20 @@ func (s *Server) Serve(rw io.ReadWriteCloser) error {
 
 func (s *Server) serve(rw io.ReadWriteCloser) error {
 	defer rw.Close()
-	if _, err := rw.Write(preamble{role: roleBeacon}.bytes()); err != nil {
+	if _, err := rw.Write(beacon().bytes()); err != nil {
 		return err
 	}
 	r := bufio.NewReader(rw)
-	client, err := awaitClient(r)
+	client, err := readPreamble(r, string(roleClient))
 	buf := make([]byte, headerSize+maxPayload)
 	for err == nil {
-		err = s.serveClient(rw, r, buf, client)
+		err = s.serveClient(rw, r, buf, client.nonce)
 		var p *preambleError
 		if errors.As(err, &p) && p.role == roleClient {
-			client, err = p.nonce, nil
+			client, err = p.preamble, nil
 		}
 	}
 	return err
-}
-
-// awaitClient skips everything up to the preamble of a client.
-func awaitClient(r io.ByteReader) (nonce, error) {
-	for {
-		p, err := readPreamble(r)
-		if err != nil || p.role == roleClient {
-			return p.nonce, err
-		}
-	}
 }
 
 // serveClient serves one client until the line breaks, which closes it, or

@@ -17,6 +17,7 @@ type options struct {
 	rows     uint16
 	cols     uint16
 	thp      bool
+	holdKVM  bool
 }
 
 func parseCmdline(line string) options {
@@ -37,6 +38,8 @@ func parseCmdline(line string) options {
 			o.term = value
 		case "godwit.winsize":
 			_, err = fmt.Sscanf(value, "%dx%d", &o.rows, &o.cols)
+		case "godwit.holdkvm":
+			o.holdKVM = true
 		case "godwit.thp":
 			o.thp = true
 		}

@@ -9,6 +9,7 @@
 //
 //	godwit.agent=ttyS1         serve the agent protocol on a serial port
 //	godwit.agent=vport:PREFIX  serve it on each virtio console port whose name starts with PREFIX
+//	godwit.holdkvm             keep KVM in use from the start (see holdKVM)
 //	godwit.hostname=NAME       host name (default: godwit)
 //	godwit.ip=ADDR/LEN[,GW]    IPv4 address of the first Ethernet interface, and gateway
 //	godwit.modules=A,B         modules to load besides those of the devices found
@@ -46,26 +47,24 @@ func main() {
 // start brings the system up and returns when it is to be powered off.
 func start() {
 	complain(mountAll())
-	say := func(x string) { os.WriteFile("/dev/kmsg", []byte("INIT "+x), 0) }
-	say("mounted")
 	line, err := os.ReadFile("/proc/cmdline")
 	complain(err)
 	o := parseCmdline(string(line))
 	setEnvironment(o)
 	loader, err := kmod.NewLoader()
 	complain(err)
-	say("index")
 	if loader != nil {
 		complain(loadModules(loader, o))
 	}
-	say("modules")
 	complain(bringUpNetwork(o))
 	if o.thp {
 		complain(enableHugePages())
 	}
+	if o.holdKVM {
+		complain(holdKVM())
+	}
 	go func() { complain(watchPowerButton()) }()
 
-	say("net")
 	children := agent.NewReaper()
 	if o.agent != "" {
 		complain(serveAgent(o.agent, children))
