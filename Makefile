@@ -30,7 +30,7 @@ run: guest
 
 test: guest
 	@scripts/setup test
-	CGO_ENABLED=1 go test -race -timeout 40m ./...
+	GODWIT_TEST_KERNEL="$$(bin/godwit guest kernel)" CGO_ENABLED=1 go test -race -timeout 40m ./...
 
 # bench prints a table; make bench ARGS='--quick --json out.json'
 bench: guest

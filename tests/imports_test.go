@@ -19,7 +19,7 @@ var rules = map[string][]string{
 	"vcpu":             {"golang.org/x/sys/", module + "kvm"},
 	"devices":          {"golang.org/x/sys/", module + "memory", module + "devices"},
 	"bootloader":       {module + "memory", module + "bootloader", "github.com/pierrec/lz4/"},
-	"guest":            {"golang.org/x/sys/", module + "guest", "github.com/u-root/", "mvdan.cc/sh/"},
+	"guest":            {"golang.org/x/sys/", "golang.org/x/term", module + "guest", "github.com/u-root/", "mvdan.cc/sh/"},
 	"guest/micro":      {},
 	"guest/agent":      {"golang.org/x/sys/"},
 	"internal/version": {},

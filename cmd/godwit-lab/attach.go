@@ -33,7 +33,7 @@ func attach(client *agent.Client, args []string) error {
 	}
 	ctx, done := context.WithCancel(context.Background())
 	defer done()
-	go forward(ctx, p, out)
+	go forward(ctx, client, p, out)
 	exit, err := p.Wait()
 	if err != nil {
 		return err
@@ -45,8 +45,9 @@ func attach(client *agent.Client, args []string) error {
 }
 
 // forward passes signals on to the command: a new window size, and the first
-// request to end. The second one kills the command.
-func forward(ctx context.Context, p *agent.Process, terminal int) {
+// request to end. The second one ends the connection, and with it the command,
+// whether the host still answers or not.
+func forward(ctx context.Context, client *agent.Client, p *agent.Process, terminal int) {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGWINCH)
 	defer signal.Stop(signals)
@@ -62,7 +63,7 @@ func forward(ctx context.Context, p *agent.Process, terminal int) {
 			case s == syscall.SIGWINCH:
 				p.Resize(windowSize(terminal))
 			case asked:
-				p.Kill()
+				client.Close()
 			default:
 				asked = true
 				p.Signal(s.(syscall.Signal))

@@ -235,6 +235,38 @@ func TestContextKillsTheCommand(t *testing.T) {
 	}
 }
 
+// hangingLine is a line whose other end stops reading and writing.
+type hangingLine struct {
+	net.Conn
+	hung atomic.Bool
+}
+
+func (l *hangingLine) Write(b []byte) (int, error) {
+	if l.hung.Load() {
+		return len(b), nil // lost
+	}
+	return l.Conn.Write(b)
+}
+
+func TestContextEndsACommandOnAHungServer(t *testing.T) {
+	near, far := net.Pipe()
+	serve(t, far, nil)
+	line := &hangingLine{Conn: near}
+	c := dialTest(t, line)
+	c.patience = 20 * time.Millisecond
+	ctx, cancel := context.WithCancel(testContext(t))
+	r, w := io.Pipe()
+	go func() {
+		io.ReadFull(r, make([]byte, 1))
+		line.hung.Store(true)
+		cancel()
+	}()
+	if _, err := c.Run(ctx, Command{Args: []string{"sh", "-c", "echo; sleep 60"}, Stdout: w}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	<-c.Done()
+}
+
 type failingWriter struct{}
 
 func (failingWriter) Write([]byte) (int, error) { return 0, os.ErrPermission }

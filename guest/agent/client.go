@@ -20,6 +20,8 @@ var ErrClosed = errors.New("agent connection closed")
 type Client struct {
 	conn *conn
 	info Info
+	// patience is how long the server may take to end a session.
+	patience time.Duration
 
 	mu       sync.Mutex
 	sessions map[uint16]*session
@@ -59,6 +61,7 @@ func Dial(ctx context.Context, rw io.ReadWriteCloser) (*Client, error) {
 func dial(rw io.ReadWriteCloser) (*Client, error) {
 	c := &Client{
 		conn:     &conn{rw: rw},
+		patience: patience,
 		sessions: make(map[uint16]*session),
 		pings:    make(map[uint16]chan struct{}),
 		done:     make(chan struct{}),
@@ -84,6 +87,9 @@ func dial(rw io.ReadWriteCloser) (*Client, error) {
 	go c.read(r, buf)
 	return c, nil
 }
+
+// patience is more than a server under emulation on a busy machine needs.
+const patience = 20 * time.Second
 
 // askAgain is how long a client waits for a beacon before it asks a server that
 // may have sent one to somebody else.

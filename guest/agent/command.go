@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Command is what to run in the guest.
@@ -51,10 +52,7 @@ func (c *Client) Run(ctx context.Context, cmd Command) (Exit, error) {
 	if err != nil {
 		return Exit{}, err
 	}
-	stop := context.AfterFunc(ctx, func() {
-		// If it fails, the connection has ended, and the command with it.
-		p.Kill()
-	})
+	stop := context.AfterFunc(ctx, func() { c.abandon(p.session) })
 	defer stop()
 	exit, err := p.Wait()
 	if ctx.Err() != nil {
@@ -112,7 +110,7 @@ func (p *Process) failed(err error) {
 		p.err = err
 	}
 	p.mu.Unlock()
-	p.Kill()
+	p.client.abandon(p.session)
 }
 
 // Signal sends a signal to the command and the processes it started.
@@ -198,8 +196,8 @@ func (c *Client) Get(ctx context.Context, path string, w io.Writer) (fs.FileMode
 	defer stop()
 	_, err = io.CopyBuffer(onlyWriter{w}, onlyReader{s.in[stdout]}, make([]byte, maxData))
 	if err != nil {
-		c.abandon(s)
 		s.in[stdout].discard()
+		c.abandon(s)
 	}
 	<-s.done
 	if ctx.Err() != nil {
@@ -213,14 +211,19 @@ func (c *Client) Get(ctx context.Context, path string, w io.Writer) (fs.FileMode
 	return s.result.Mode, nil
 }
 
+// abandon ends a session and waits for its end. A server that does not answer
+// has hung, and takes its connection along.
 func (c *Client) abandon(s *session) {
+	hung := time.AfterFunc(c.patience, func() { c.Close() })
+	defer hung.Stop()
 	select {
 	case <-s.done:
+		return
 	default:
-		// An error means that the connection has ended, and the
-		// session with it.
-		c.conn.send(frame{kind: kindAbandon, session: s.id})
 	}
+	// An error means that the connection has ended, and the session with it.
+	c.conn.send(frame{kind: kindAbandon, session: s.id})
+	<-s.done
 }
 
 // copyToStream sends what r gives. A peer that does not want more is no error.
