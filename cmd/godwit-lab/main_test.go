@@ -7,31 +7,6 @@ import (
 	"testing"
 )
 
-func TestMebibytes(t *testing.T) {
-	tests := map[string]struct {
-		want  mebibytes
-		shown string
-	}{
-		"512":   {512, "512M"},
-		"512M":  {512, "512M"},
-		"512m":  {512, "512M"},
-		"4G":    {4096, "4G"},
-		"1536M": {1536, "1536M"},
-	}
-	for text, test := range tests {
-		var m mebibytes
-		if err := m.Set(text); err != nil || m != test.want || m.String() != test.shown {
-			t.Errorf("Set(%q): %d, %q, %v", text, int(m), m.String(), err)
-		}
-	}
-	for _, text := range []string{"", "G", "x", "-1", "0", "1T", "99999999G"} {
-		var m mebibytes
-		if err := m.Set(text); err == nil {
-			t.Errorf("Set(%q) gives %d", text, int(m))
-		}
-	}
-}
-
 func TestGodwitPath(t *testing.T) {
 	t.Setenv("GODWIT", "/opt/godwit")
 	if program, err := godwit(); err != nil || program != "/opt/godwit" {

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/godwit-vmm/godwit/guest"
+	"github.com/godwit-vmm/godwit/internal/flags"
 	"github.com/godwit-vmm/godwit/kvm"
 	"github.com/godwit-vmm/godwit/machine"
 	"github.com/godwit-vmm/godwit/vcpu"
@@ -20,7 +21,7 @@ type bootOptions struct {
 	cmdline        string
 	bareCmdline    bool
 	cpus           int
-	memory         size
+	memory         flags.Size
 	hugePages      bool
 	name           string
 	allowSoftware  bool

@@ -87,7 +87,10 @@ func runCommand(ctx context.Context, kill context.CancelCauseFunc, rw io.ReadWri
 		return agent.Exit{}, err
 	}
 	defer client.Close()
-	cmd := agent.Command{Args: o.command, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	cmd := agent.Command{Args: o.command, Stdout: os.Stdout, Stderr: os.Stderr}
+	if !background(os.Stdin) {
+		cmd.Stdin = os.Stdin
+	}
 	var t *terminal
 	if term.IsTerminal(int(os.Stdout.Fd())) {
 		if t, err = openTerminal(os.Stdin); err != nil {

@@ -47,7 +47,9 @@ func bootConsole(ctx context.Context, sys *kvm.System, c machine.Config, o *boot
 		fmt.Fprintf(os.Stderr, "godwit: console of %s; Ctrl-a x quits\r\n", o.name)
 	}
 	keys := make(chan []byte)
-	go readKeys(os.Stdin, keys, t != nil, func() { cancel(errQuit) })
+	if !background(os.Stdin) {
+		go readKeys(os.Stdin, keys, t != nil, func() { cancel(errQuit) })
+	}
 
 	for {
 		current.Store(m)

@@ -4,6 +4,7 @@ import (
 	"os"
 	"sync"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
@@ -14,10 +15,18 @@ type terminal struct {
 	once  sync.Once
 }
 
-// openTerminal puts f into raw mode if it is a terminal; else it returns nil.
+// background tells whether f is a terminal that belongs to another job: reading
+// it, or changing its mode, would stop this process (SIGTTIN, SIGTTOU).
+func background(f *os.File) bool {
+	group, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCGPGRP)
+	return err == nil && group != unix.Getpgrp()
+}
+
+// openTerminal puts f into raw mode if it is a terminal in the foreground; else
+// it returns nil.
 func openTerminal(f *os.File) (*terminal, error) {
 	fd := int(f.Fd())
-	if !term.IsTerminal(fd) {
+	if !term.IsTerminal(fd) || background(f) {
 		return nil, nil
 	}
 	saved, err := term.MakeRaw(fd)

@@ -4,46 +4,11 @@ import (
 	"bytes"
 	"debug/elf"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"reflect"
-	"slices"
 	"testing"
 
 	"github.com/u-root/u-root/pkg/cpio"
 )
-
-func TestLddPaths(t *testing.T) {
-	const out = "\tlinux-vdso.so.1 (0x00007ffc)\n\tlibz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x00007f00)\n" +
-		"\tlibgone.so => not found\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f11)\n"
-	want := []string{"/lib/x86_64-linux-gnu/libz.so.1", "/lib64/ld-linux-x86-64.so.2"}
-	if got := lddPaths([]byte(out)); !reflect.DeepEqual(got, want) {
-		t.Errorf("got %v, want %v", got, want)
-	}
-}
-
-func TestQEMUFiles(t *testing.T) {
-	path, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil {
-		t.Skip("qemu-system-x86_64 is not installed")
-	}
-	files, err := QEMUFiles()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var base []string
-	for _, f := range files {
-		base = append(base, filepath.Base(f.Path))
-		if info, err := os.Lstat(f.Source); err != nil || !info.Mode().IsRegular() {
-			t.Errorf("%s comes from %s, which is no regular file (%v)", f.Path, f.Source, err)
-		}
-	}
-	for _, want := range []string{filepath.Base(path), "libc.so.6", "ld-linux-x86-64.so.2", "bios-256k.bin", "bios-microvm.bin", "linuxboot_dma.bin"} {
-		if !slices.Contains(base, want) {
-			t.Errorf("%s is missing in %v", want, base)
-		}
-	}
-}
 
 func TestTinyInit(t *testing.T) {
 	init, err := tinyInit()

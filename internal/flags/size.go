@@ -1,4 +1,5 @@
-package main
+// Package flags has the kinds of command line flags that godwit's commands share.
+package flags
 
 import (
 	"fmt"
@@ -7,12 +8,12 @@ import (
 	"strings"
 )
 
-// size is a flag for an amount of memory in bytes: a number, and K, M, G or T
+// Size is a flag for an amount of memory in bytes: a number, and K, M, G or T
 // for powers of 1024. It is a pflag.Value.
-type size uint64
+type Size uint64
 
 // Set parses what the user gave.
-func (s *size) Set(text string) error {
+func (s *Size) Set(text string) error {
 	number, unit := text, uint64(1)
 	if i := strings.IndexAny(text, "kKmMgGtT"); i >= 0 {
 		number = text[:i]
@@ -30,12 +31,12 @@ func (s *size) Set(text string) error {
 	if n > math.MaxUint64/unit {
 		return fmt.Errorf("%q is too large", text)
 	}
-	*s = size(n * unit)
+	*s = Size(n * unit)
 	return nil
 }
 
 // String is the shortest way to write the size.
-func (s *size) String() string {
+func (s *Size) String() string {
 	n, unit := uint64(*s), ""
 	for _, u := range []string{"K", "M", "G", "T"} {
 		if n == 0 || n%1024 != 0 {
@@ -47,4 +48,4 @@ func (s *size) String() string {
 }
 
 // Type is what help calls the value.
-func (s *size) Type() string { return "SIZE" }
+func (s *Size) Type() string { return "SIZE" }
