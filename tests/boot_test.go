@@ -134,8 +134,10 @@ func TestPowerButton(t *testing.T) {
 	defer in.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
 	defer cancel()
+	h, release := host(t)
+	defer release()
 	var stderr bytes.Buffer
-	p, err := host(t).start(ctx, in, in, &stderr, "boot", "--memory", "256M")
+	p, err := h.start(ctx, in, in, &stderr, "boot", "--memory", "256M")
 	if err != nil {
 		t.Fatal(err)
 	}

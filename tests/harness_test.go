@@ -31,7 +31,7 @@ import (
 
 // bootTimeout bounds one run of godwit. A boot takes seconds; this is for a
 // machine that does much else.
-const bootTimeout = 1 * time.Minute
+const bootTimeout = 2 * time.Minute
 
 // runner starts the godwit binary somewhere.
 type runner interface {
@@ -64,7 +64,8 @@ type result struct {
 // godwit runs the binary with the given input until it ends.
 func godwit(t *testing.T, stdin io.Reader, args ...string) result {
 	t.Helper()
-	r := host(t)
+	r, release := host(t)
+	defer release()
 	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
@@ -87,7 +88,8 @@ func console(t *testing.T, script []step, args ...string) result {
 	t.Helper()
 	in := newTypist(script)
 	defer in.Close()
-	r := host(t)
+	r, release := host(t)
+	defer release()
 	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
 	defer cancel()
 	var stderr bytes.Buffer
@@ -177,21 +179,26 @@ func (c *typist) left() *step {
 	return &c.script[0]
 }
 
+// hosts is how many emulated hosts the tests share. Each has one processor,
+// because QEMU's emulation of several at once is not steady: see internal/lab.
+const hosts = 2
+
 // shared is what all tests run on, made when the first one needs it.
 var shared struct {
-	once   sync.Once
-	runner runner
-	close  func() error
-	err    error
+	once    sync.Once
+	runners chan runner // those that are free
+	close   func() error
+	err     error
 }
 
-// host is where godwit boots Linux. It skips the test where that cannot be.
-func host(t *testing.T) runner {
+// host waits for a place where godwit boots Linux, for this test alone until
+// release. It skips the test where that cannot be.
+func host(t *testing.T) (_ runner, release func()) {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("boots a stock kernel: not in -short")
 	}
-	shared.once.Do(func() { shared.runner, shared.close, shared.err = startHost() })
+	shared.once.Do(func() { shared.runners, shared.close, shared.err = startHosts() })
 	var missing *missingError
 	if errors.As(shared.err, &missing) {
 		if os.Getenv("CI") != "" {
@@ -202,7 +209,8 @@ func host(t *testing.T) runner {
 	if shared.err != nil {
 		t.Fatal(shared.err)
 	}
-	return shared.runner
+	r := <-shared.runners
+	return r, func() { shared.runners <- r }
 }
 
 // missingError says what a machine lacks for these tests.
@@ -210,7 +218,7 @@ type missingError struct{ err error }
 
 func (e *missingError) Error() string { return "whole-system tests need " + e.err.Error() }
 
-func startHost() (runner, func() error, error) {
+func startHosts() (chan runner, func() error, error) {
 	k, err := guest.CachedKernel()
 	if err == nil {
 		_, err = k.CachedImage(guest.GuestImage)
@@ -222,26 +230,50 @@ func startHost() (runner, func() error, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	cleanup := []func() error{func() error { return os.RemoveAll(dir) }}
+	end := func() error {
+		var errs []error
+		for _, f := range cleanup {
+			errs = append(errs, f())
+		}
+		return errors.Join(errs...)
+	}
 	binary := filepath.Join(dir, "godwit")
 	build := exec.Command("go", "build", "-o", binary, "../cmd/godwit")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		return nil, nil, fmt.Errorf("build godwit: %w\n%s", err, out)
+		return nil, end, fmt.Errorf("build godwit: %w\n%s", err, out)
 	}
-	if doctor.CanBoot(doctor.Examine(doctor.Host{})) {
-		return &local{binary}, func() error { return os.RemoveAll(dir) }, nil
+	runners := make(chan runner, hosts)
+	hardware := doctor.CanBoot(doctor.Examine(doctor.Host{}))
+	for range hosts {
+		if hardware {
+			runners <- &local{binary}
+			continue
+		}
+		h, err := startLab(binary, k)
+		if err != nil {
+			return nil, end, err
+		}
+		cleanup = append(cleanup, h.Close)
+		runners <- &emulated{h}
+	}
+	return runners, end, nil
+}
+
+func startLab(binary string, k guest.Kernel) (*lab.Host, error) {
+	files, err := lab.GodwitFiles(binary, k)
+	if err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
-	files, err := lab.GodwitFiles(binary, k)
+	// Room for the largest guest, used only as far as it is touched.
+	h, err := lab.Start(ctx, lab.Options{Kernel: k, CPUs: 1, MemoryMiB: 8192, Files: files})
 	if err != nil {
-		return nil, nil, err
+		return nil, fmt.Errorf("emulated host: %w", err)
 	}
-	h, err := lab.Start(ctx, lab.Options{Kernel: k, MemoryMiB: 4096, Files: files})
-	if err != nil {
-		return nil, nil, fmt.Errorf("emulated host: %w", err)
-	}
-	return &emulated{h}, func() error { return errors.Join(h.Close(), os.RemoveAll(dir)) }, nil
+	return h, nil
 }
 
 // local runs godwit on this machine.

@@ -21,7 +21,7 @@ type hostFlags struct {
 
 func (h *hostFlags) add(f *pflag.FlagSet) {
 	h.memory = 4 << 30
-	f.IntVar(&h.cpus, "cpus", 2, "CPUs of each emulated host")
+	f.IntVar(&h.cpus, "cpus", 1, "CPUs of each emulated host; with more than one QEMU is not quite steady")
 	f.Var(&h.memory, "memory", "memory of each emulated host, used only as far as it is touched")
 	f.BoolVar(&h.qemu, "with-qemu", false, "put this machine's QEMU into the hosts, for benchmarks against it")
 }

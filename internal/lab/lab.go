@@ -28,13 +28,16 @@ import (
 	"github.com/godwit-vmm/godwit/guest/agent"
 )
 
-// Options describe a host. The zero value is a host with 2 CPUs and 2 GiB of
+// Options describe a host. The zero value is a host with one CPU and 2 GiB of
 // memory without a network.
 type Options struct {
 	// Number tells the hosts of a group apart, from 1 to MaxHosts. It
 	// determines the host's name (hN), address and MAC address; 1 if zero.
 	Number int
-	// CPUs, 2 if zero.
+	// CPUs, 1 if zero. QEMU 7.2 emulates each by a thread of its own; with
+	// more than one, a host under load dies or hangs now and then, because
+	// one processor runs code that another has patched. Several hosts of
+	// one CPU make use of several processors as well.
 	CPUs int
 	// MemoryMiB of the host, 2048 if zero.
 	MemoryMiB int
@@ -70,7 +73,7 @@ func (o *Options) setDefaults() error {
 		o.Number = 1
 	}
 	if o.CPUs == 0 {
-		o.CPUs = 2
+		o.CPUs = 1
 	}
 	if o.MemoryMiB == 0 {
 		o.MemoryMiB = 2048
