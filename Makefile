@@ -32,10 +32,13 @@ test: guest
 	@scripts/setup test
 	GODWIT_TEST_KERNEL="$$(bin/godwit guest kernel)" CGO_ENABLED=1 go test -race -timeout 40m ./...
 
-# bench prints a table; make bench ARGS='--quick --json out.json'
+# bench prints tables, the second from where Linux guests boot: this machine, or
+# an emulated host. make bench ARGS='--quick'; ARGS='--only pio --json out.json'
+# runs just that, on this machine.
 bench: guest
 	@scripts/setup bench
 	bin/godwit bench $(ARGS)
+	$(if $(findstring --only,$(ARGS)),,bin/godwit-lab auto --with-qemu -- bench --only linux-boot $(filter --quick,$(ARGS)))
 
 lint:
 	@scripts/setup build
