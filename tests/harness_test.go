@@ -31,7 +31,7 @@ import (
 
 // bootTimeout bounds one run of godwit. A boot takes seconds; this is for a
 // machine that does much else.
-const bootTimeout = 2 * time.Minute
+const bootTimeout = 90 * time.Second
 
 // runner starts the godwit binary somewhere.
 type runner interface {
@@ -45,8 +45,10 @@ type process interface {
 	Wait() (int, error)
 }
 
-// run runs godwit to its end.
+// run runs godwit to its end, or kills it after bootTimeout.
 func run(ctx context.Context, r runner, stdin io.Reader, stdout, stderr io.Writer, args ...string) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
+	defer cancel()
 	p, err := r.start(ctx, stdin, stdout, stderr, args...)
 	if err != nil {
 		return 0, err
@@ -66,10 +68,13 @@ func godwit(t *testing.T, stdin io.Reader, args ...string) result {
 	t.Helper()
 	r, release := host(t)
 	defer release()
-	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
-	defer cancel()
 	var stdout, stderr bytes.Buffer
-	status, err := run(ctx, r, stdin, &stdout, &stderr, args...)
+	status, err := run(t.Context(), r, stdin, &stdout, &stderr, args...)
+	if stalled(t, r, err) && stdin == nil {
+		stdout.Reset()
+		stderr.Reset()
+		status, err = run(t.Context(), r, nil, &stdout, &stderr, args...)
+	}
 	if err != nil {
 		t.Fatalf("godwit %s: %v\nstdout:\n%s\nstderr:\n%s", strings.Join(args, " "), err, stdout.String(), stderr.String())
 	}
@@ -86,14 +91,18 @@ func boot(t *testing.T, args ...string) result {
 // waits for a text and then types one.
 func console(t *testing.T, script []step, args ...string) result {
 	t.Helper()
-	in := newTypist(script)
-	defer in.Close()
 	r, release := host(t)
 	defer release()
-	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
-	defer cancel()
+	in := newTypist(script)
 	var stderr bytes.Buffer
-	status, err := run(ctx, r, in, in, &stderr, append([]string{"boot"}, args...)...)
+	status, err := run(t.Context(), r, in, in, &stderr, append([]string{"boot"}, args...)...)
+	in.Close()
+	if stalled(t, r, err) {
+		in = newTypist(script)
+		stderr.Reset()
+		status, err = run(t.Context(), r, in, in, &stderr, append([]string{"boot"}, args...)...)
+		in.Close()
+	}
 	if err != nil {
 		t.Fatalf("godwit boot %s: %v\nconsole:\n%s\nstderr:\n%s", strings.Join(args, " "), err, in.text(), stderr.String())
 	}
@@ -101,6 +110,20 @@ func console(t *testing.T, script []step, args ...string) result {
 		t.Errorf("the console never said %q", left.wait)
 	}
 	return result{append([]string{"boot"}, args...), in.text(), stderr.String(), status}
+}
+
+// stalled tells whether a run in an emulated host was still going on after
+// bootTimeout. About one guest in a few hundred stalls there; whether QEMU's
+// emulation or godwit is to blame is not known yet, and on hardware none was
+// seen. Until it is, such a run gets a second chance, which the log shows.
+func stalled(t *testing.T, r runner, err error) bool {
+	t.Helper()
+	_, isEmulated := r.(*emulated)
+	if !isEmulated || !errors.Is(err, context.DeadlineExceeded) {
+		return false
+	}
+	t.Logf("KNOWN STALL: a guest in an emulated host did not end within %v; once more", bootTimeout)
+	return true
 }
 
 // expect checks the exit status and that stdout is exactly want.
