@@ -29,6 +29,7 @@ type tracedBus struct {
 	bus   vcpu.Bus
 }
 
+// Read writes the line after the access: the value is known only then.
 func (b *tracedBus) Read(addr uint64, data []byte) {
 	b.bus.Read(addr, data)
 	b.trace.line(b.kind, "read ", addr, data)

@@ -178,6 +178,7 @@ type line struct {
 	ctx context.Context
 }
 
+// Write sends to the guest and returns when it has taken all of p.
 func (l *line) Write(p []byte) (int, error) { return l.m.Channel().Send(l.ctx, p) }
 
 // tail keeps the last bytes that were written to it.
@@ -187,6 +188,7 @@ type tail struct {
 	buf   []byte
 }
 
+// Write keeps p and forgets what is older than the limit. It never fails.
 func (t *tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -213,6 +215,7 @@ type escapeReader struct {
 	quit func()
 }
 
+// Read returns what is typed for the guest, and io.EOF once the user quits.
 func (r *escapeReader) Read(p []byte) (int, error) {
 	raw := make([]byte, max(1, len(p)/2))
 	for {

@@ -18,6 +18,7 @@ const exitFailed = 125
 // exitStatus is an error that ends the program with a status and no message.
 type exitStatus int
 
+// Error is for the case that the status is printed after all.
 func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
 func main() {
