@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/godwit-vmm/godwit/internal/testenv"
 	"github.com/godwit-vmm/godwit/memory"
 )
 
@@ -141,7 +142,7 @@ func TestMCFG(t *testing.T) {
 func TestTablesWithIASL(t *testing.T) {
 	iasl, err := exec.LookPath("iasl")
 	if err != nil {
-		t.Skip("iasl not found: install the package acpica-tools")
+		testenv.Lacks(t, "iasl not found: install the package acpica-tools")
 	}
 	full := testPlatform()
 	bare := testPlatform()

@@ -13,6 +13,7 @@ import (
 	"os"
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
+	"github.com/godwit-vmm/godwit/internal/testenv"
 )
 
 // abiStruct pairs a Go struct with the kernel's. fields pairs the names, "Go=c"
@@ -200,7 +201,7 @@ func abiConstants() map[string]uint64 {
 func TestABIAgainstHeader(t *testing.T) {
 	cc, err := exec.LookPath("cc")
 	if err != nil {
-		t.Skip("needs a C compiler (Debian: gcc and linux-libc-dev)")
+		testenv.Lacks(t, "needs a C compiler (Debian: gcc and linux-libc-dev)")
 	}
 	const preamble = "#include <stdio.h>\n#include <stddef.h>\n#include <linux/kvm.h>\n"
 	want := map[string]uint64{} // what C prints, by name
@@ -237,7 +238,7 @@ func TestABIAgainstHeader(t *testing.T) {
 	probe := exec.Command(cc, "-fsyntax-only", "-x", "c", "-")
 	probe.Stdin = strings.NewReader(preamble)
 	if out, err := probe.CombinedOutput(); err != nil {
-		t.Skipf("needs <linux/kvm.h> (Debian: linux-libc-dev): %s", out)
+		testenv.Lacks(t, "needs <linux/kvm.h> (Debian: linux-libc-dev): %s", out)
 	}
 	if out, err := exec.Command(cc, "-o", binary, source).CombinedOutput(); err != nil {
 		t.Fatalf("cc: %v\n%s", err, out)

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/godwit-vmm/godwit/internal/testenv"
 	"golang.org/x/sys/unix"
 )
 
@@ -16,7 +17,7 @@ func openSystem(t testing.TB) *System {
 	t.Helper()
 	s, err := Open("")
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-		t.Skipf("needs KVM: %v", err)
+		testenv.Lacks(t, "needs KVM: %v", err)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/godwit-vmm/godwit/guest/micro"
+	"github.com/godwit-vmm/godwit/internal/testenv"
 	"github.com/godwit-vmm/godwit/kvm"
 	"github.com/godwit-vmm/godwit/machine"
 )
@@ -29,7 +30,7 @@ func needKVM(t *testing.T) {
 	t.Helper()
 	sys, err := kvm.Open("")
 	if err != nil {
-		t.Skip(err)
+		testenv.Lacks(t, "%v", err)
 	}
 	sys.Close()
 }
@@ -182,7 +183,7 @@ func checkTimings(t *testing.T, path string) {
 func TestRefusesSoftware(t *testing.T) {
 	sys, err := kvm.Open("")
 	if err != nil {
-		t.Skip(err)
+		testenv.Lacks(t, "%v", err)
 	}
 	defer sys.Close()
 	if ns, err := kvm.ProbeRing0(sys); err != nil || ns < kvm.SoftwareNsPerInsn {

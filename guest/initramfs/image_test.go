@@ -12,6 +12,7 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 
 	"github.com/godwit-vmm/godwit/guest"
+	"github.com/godwit-vmm/godwit/internal/testenv"
 )
 
 // cachedKernel is the kernel in the cache; without one, what an image holds
@@ -20,7 +21,7 @@ func cachedKernel(t *testing.T) guest.Kernel {
 	t.Helper()
 	k, err := guest.CachedKernel()
 	if errors.Is(err, guest.ErrNotCached) {
-		t.Skip("no cached kernel: make guest")
+		testenv.Lacks(t, "no cached kernel: make guest")
 	}
 	if err != nil {
 		t.Fatal(err)

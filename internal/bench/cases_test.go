@@ -9,13 +9,14 @@ import (
 	"testing"
 
 	"github.com/godwit-vmm/godwit/guest/micro"
+	"github.com/godwit-vmm/godwit/internal/testenv"
 )
 
 func needKVM(t *testing.T) {
 	t.Helper()
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
-		t.Skipf("no KVM: %v", err)
+		testenv.Lacks(t, "no KVM: %v", err)
 	}
 	f.Close()
 }
@@ -27,7 +28,7 @@ func TestFloor(t *testing.T) {
 	floor, err := buildFloor(t.Context(), e)
 	var skip *SkipError
 	if errors.As(err, &skip) {
-		t.Skip(skip.Reason)
+		testenv.Lacks(t, "%s", skip.Reason)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +59,7 @@ func TestCases(t *testing.T) {
 	}
 	needKVM(t)
 	if _, err := exec.LookPath("cc"); err != nil {
-		t.Skip("the floor needs a C compiler")
+		testenv.Lacks(t, "the floor needs a C compiler")
 	}
 	godwit := filepath.Join(t.TempDir(), "godwit")
 	build := exec.Command("go", "build", "-o", godwit, "github.com/godwit-vmm/godwit/cmd/godwit")

@@ -19,6 +19,7 @@ import (
 
 	"github.com/godwit-vmm/godwit/guest"
 	"github.com/godwit-vmm/godwit/guest/agent"
+	"github.com/godwit-vmm/godwit/internal/testenv"
 )
 
 // needLab skips a test where no host can be started.
@@ -28,10 +29,10 @@ func needLab(t *testing.T) {
 		t.Skip("boots emulated hosts, which takes seconds: not with -short")
 	}
 	if _, err := exec.LookPath(emulator); err != nil {
-		t.Skipf("%s is not installed", emulator)
+		testenv.Lacks(t, "%s is not installed", emulator)
 	}
 	if _, err := guest.CachedKernel(); errors.Is(err, guest.ErrNotCached) {
-		t.Skip("no cached kernel: make guest")
+		testenv.Lacks(t, "no cached kernel: make guest")
 	}
 }
 
