@@ -10,7 +10,8 @@ func (m *VM) GetClock() (ClockData, error) { return get[ClockData](m.fd, KVM_GET
 func (m *VM) SetClock(c ClockData) error { return set(m.fd, KVM_SET_CLOCK, c) }
 
 // SetTSCKHz sets the TSC frequency in kHz that new vCPUs start with
-// (KVM_CAP_VM_TSC_CONTROL, KVM API §4.55).
+// (KVM_CAP_VM_TSC_CONTROL, KVM API §4.55; ENOTTY before Linux 5.18). 0 is what
+// the host's kernel has measured its own TSC to be by now.
 func (m *VM) SetTSCKHz(khz uint32) error { return setTSCKHz(m.fd, khz) }
 
 // GetTSCKHz is the TSC frequency in kHz that new vCPUs start with.

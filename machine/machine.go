@@ -20,6 +20,7 @@ import (
 	"github.com/godwit-vmm/godwit/kvm"
 	"github.com/godwit-vmm/godwit/memory"
 	"github.com/godwit-vmm/godwit/vcpu"
+	"golang.org/x/sys/unix"
 )
 
 // Machine is a virtual machine.
@@ -171,6 +172,12 @@ func (m *Machine) addCPUs(supported []kvm.CPUIDEntry2) error {
 	if err != nil {
 		return err
 	}
+	// The rate that the host's kernel knows its TSC to have by now: what KVM
+	// took over when it was loaded may be a first guess (see CheckTSC). Kernels
+	// without the call are left to their guess.
+	if err := m.vm.SetTSCKHz(0); err != nil && !errors.Is(err, unix.ENOTTY) {
+		return err
+	}
 	var ports, mmio vcpu.Bus = m.ports, m.mmio
 	if m.cfg.ExitTrace != nil {
 		t := &exitTrace{w: m.cfg.ExitTrace, start: time.Now()}
@@ -187,6 +194,9 @@ func (m *Machine) addCPUs(supported []kvm.CPUIDEntry2) error {
 			Ended:      m.cpuEnded,
 		})
 		m.cpus = append(m.cpus, v)
+		if err := v.CheckTSC(); err != nil {
+			return err
+		}
 		// A host that cannot tell the rate leaves the guest to measure it.
 		khz, err := k.GetTSCKHz()
 		if err != nil {

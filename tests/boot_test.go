@@ -171,6 +171,7 @@ func TestKernelLog(t *testing.T) {
 		`module verification failed|out-of-tree|taints kernel`,    // modules
 		`RETBleed|Spectre|MDS|TAA|MMIO Stale|GDS|ITS|VMSCAPE|TSA`, // processor bugs
 		`clocksource: .*(skew|unstable|wd-)`,                      // an overloaded emulated host
+		`hrtimer: interrupt took`,                                 // the same
 	}, "|"))
 	r := boot(t, "--cpus", "2", "--memory", "512M", "--", "dmesg", "-r")
 	if r.status != 0 {

@@ -71,11 +71,6 @@ func godwit(t *testing.T, stdin io.Reader, args ...string) result {
 	defer release()
 	var stdout, stderr bytes.Buffer
 	status, err := run(t.Context(), r, stdin, &stdout, &stderr, args...)
-	if stalled(t, r, err) && stdin == nil {
-		stdout.Reset()
-		stderr.Reset()
-		status, err = run(t.Context(), r, nil, &stdout, &stderr, args...)
-	}
 	if err != nil {
 		t.Fatalf("godwit %s: %v\nstdout:\n%s\nstderr:\n%s", strings.Join(args, " "), err, stdout.String(), stderr.String())
 	}
@@ -98,12 +93,6 @@ func console(t *testing.T, script []step, args ...string) result {
 	var stderr bytes.Buffer
 	status, err := run(t.Context(), r, in, in, &stderr, append([]string{"boot"}, args...)...)
 	in.Close()
-	if stalled(t, r, err) {
-		in = newTypist(script)
-		stderr.Reset()
-		status, err = run(t.Context(), r, in, in, &stderr, append([]string{"boot"}, args...)...)
-		in.Close()
-	}
 	if err != nil {
 		t.Fatalf("godwit boot %s: %v\nconsole:\n%s\nstderr:\n%s", strings.Join(args, " "), err, in.text(), stderr.String())
 	}
@@ -111,20 +100,6 @@ func console(t *testing.T, script []step, args ...string) result {
 		t.Errorf("the console never said %q", left.wait)
 	}
 	return result{append([]string{"boot"}, args...), in.text(), stderr.String(), status}
-}
-
-// stalled tells whether a run in an emulated host was still going on after
-// bootTimeout. About one guest in a few hundred stalls there; whether QEMU's
-// emulation or godwit is to blame is not known yet, and on hardware none was
-// seen. Until it is, such a run gets a second chance, which the log shows.
-func stalled(t *testing.T, r runner, err error) bool {
-	t.Helper()
-	_, isEmulated := r.(*emulated)
-	if !isEmulated || !errors.Is(err, context.DeadlineExceeded) {
-		return false
-	}
-	t.Logf("KNOWN STALL: a guest in an emulated host did not end within %v; once more", bootTimeout)
-	return true
 }
 
 // expect checks the exit status and that stdout is exactly want.

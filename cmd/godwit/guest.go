@@ -65,7 +65,7 @@ about half a minute; the result is cached until one of its inputs changes.`,
 			return nil
 		},
 	}
-	c.Flags().StringVar(&source, "source", "", "checkout of godwit to build from, a `DIR` (default: the working directory)")
+	c.Flags().StringVar(&source, "source", "", "`DIR` with a checkout of godwit to build from (default: the working directory)")
 	return c
 }
 

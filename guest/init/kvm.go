@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,6 +16,34 @@ const (
 	kvmCreateVCPU    = 0xae41
 	kvmCreateIRQChip = 0xae60
 )
+
+// How long awaitTSC waits, and how often it looks. The kernel refines its
+// measure for one second.
+const (
+	tscTimeout = 20 * time.Second
+	tscPoll    = 5 * time.Millisecond
+)
+
+// awaitTSC waits until the kernel has measured the frequency of the TSC for
+// good, which the name of the clock source tells; there is no event for it. KVM
+// takes the frequency over when it is loaded. Under emulation on a busy machine
+// the first measure is off by more than KVM tolerates between the two, and then
+// it loses the TSC of every guest (see vcpu.CheckTSC).
+func awaitTSC() error {
+	const file = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+	for end := time.Now().Add(tscTimeout); ; time.Sleep(tscPoll) {
+		name, err := os.ReadFile(file)
+		if err != nil {
+			return fmt.Errorf("wait for the TSC: %w", err)
+		}
+		if strings.TrimSpace(string(name)) != "tsc-early" {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("the kernel has not measured the TSC in %v: virtual machines may stall", tscTimeout)
+		}
+	}
+}
 
 // holdKVM keeps two idle virtual machines for as long as the system runs, one
 // with an interrupt controller and one without.

@@ -9,7 +9,7 @@
 //
 //	godwit.agent=ttyS1         serve the agent protocol on a serial port
 //	godwit.agent=vport:PREFIX  serve it on each virtio console port whose name starts with PREFIX
-//	godwit.holdkvm             keep KVM in use from the start (see holdKVM)
+//	godwit.holdkvm             load KVM with the right TSC frequency (see awaitTSC) and keep it in use (see holdKVM)
 //	godwit.hostname=NAME       host name (default: godwit)
 //	godwit.ip=ADDR/LEN[,GW]    IPv4 address of the first Ethernet interface, and gateway
 //	godwit.modules=A,B         modules to load besides those of the devices found
@@ -53,6 +53,9 @@ func start() {
 	setEnvironment(o)
 	loader, err := kmod.NewLoader()
 	complain(err)
+	if o.holdKVM {
+		complain(awaitTSC())
+	}
 	if loader != nil {
 		complain(loadModules(loader, o))
 	}

@@ -73,10 +73,6 @@ func kernelCmdline(o Options) string {
 		// Under emulation timers are late enough for the kernel to
 		// distrust them.
 		"no_timer_check", "tsc=reliable",
-		// A processor that sleeps until a one-shot timer fires may
-		// sleep for most of a minute under QEMU's emulation, and the
-		// guests with it; a periodic tick wakes it.
-		"nohz=off", "highres=off",
 		// Calibrating the delay loop of a second CPU takes most of a
 		// second. Only delays for hardware depend on the value, and
 		// here all hardware is fast.
