@@ -136,7 +136,8 @@ func (m *MSIX) Failures() (uint64, error) {
 
 func (m *MSIX) note(err error) {
 	if err != nil {
-		m.lastErr.Store(&err)
+		kept := err // so that no call without an error allocates
+		m.lastErr.Store(&kept)
 		m.failures.Add(1)
 	}
 }
