@@ -1,0 +1,256 @@
+// Package blk is the virtio block device (§5.2): a disk for the guest, from a
+// raw image file or a block device of the host.
+//
+// What the page cache of the host has, or takes, at once is copied on the
+// goroutine that serves the queue: handing a request to another thread costs
+// many times what copying 4 KiB does. Reads that would block and direct I/O go to
+// the kernel's io_uring, the rest of what would block to a pool of goroutines, as
+// does all of it where the host has no io_uring, and the queue is served on
+// meanwhile. BenchmarkEngines compares the ways.
+//
+// This file says what the device is, image.go and lock.go are about the file
+// behind it, request.go and segments.go are about what drivers ask for,
+// service.go is how a queue is served, transfer.go, pool.go and ring.go how data
+// is moved, and state.go is what is saved.
+package blk
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/godwit-vmm/godwit/devices/virtio"
+	"github.com/godwit-vmm/godwit/devices/virtio/limit"
+	"golang.org/x/sys/unix"
+)
+
+// Feature bits of the device (§5.2.3).
+const (
+	FeatureSegMax      uint64 = 1 << 2  // VIRTIO_BLK_F_SEG_MAX
+	FeatureReadOnly    uint64 = 1 << 5  // VIRTIO_BLK_F_RO
+	FeatureBlockSize   uint64 = 1 << 6  // VIRTIO_BLK_F_BLK_SIZE
+	FeatureFlush       uint64 = 1 << 9  // VIRTIO_BLK_F_FLUSH
+	FeatureTopology    uint64 = 1 << 10 // VIRTIO_BLK_F_TOPOLOGY
+	FeatureConfigWCE   uint64 = 1 << 11 // VIRTIO_BLK_F_CONFIG_WCE
+	FeatureMultiQueue  uint64 = 1 << 12 // VIRTIO_BLK_F_MQ
+	FeatureDiscard     uint64 = 1 << 13 // VIRTIO_BLK_F_DISCARD
+	FeatureWriteZeroes uint64 = 1 << 14 // VIRTIO_BLK_F_WRITE_ZEROES
+)
+
+// Limits of the device.
+const (
+	// SectorSize is the unit of the driver's addresses, whatever the size of
+	// a block (§5.2.4).
+	SectorSize = 512
+	// QueueSize is the number of descriptors of each queue.
+	QueueSize = 256
+	// MaxQueues is how many queues a disk may have.
+	MaxQueues = 64
+	// MaxSerial is the longest serial number in bytes (§5.2.6).
+	MaxSerial = 20
+
+	// segMax leaves room for header and status in a chain without indirect
+	// descriptors.
+	segMax = QueueSize - 2
+	// maxRangeSectors is how much one segment of a discard or write-zeroes
+	// request may cover, 1 GiB, and maxSegments how many there may be.
+	maxRangeSectors = 1 << 21
+	maxSegments     = 16
+)
+
+// Config says what disk the guest gets.
+type Config struct {
+	// Path of a raw image file or a block device.
+	Path string
+	// ReadOnly disks may be shared by many machines, others by none.
+	ReadOnly bool
+	// Direct keeps the disk's data out of the page cache of the host.
+	Direct bool
+	// Serial is the serial number, at most MaxSerial bytes of ASCII.
+	Serial string
+	// Queues is how many queues there are, each served by a thread; 0 is 1.
+	Queues int
+	// Limit bounds the bytes read and written and the requests a second.
+	Limit limit.Config
+	// Warn is told about errors of the host, once for each kind, from any
+	// goroutine. It may be nil.
+	Warn func(error)
+
+	// engine is what the tests want for requests that would block, and
+	// noInline makes those of all requests.
+	engine   engine
+	noInline bool
+	// now is the time for the limits; nil is the clock.
+	now func() time.Time
+}
+
+// engine is how requests that would block are carried out.
+type engine int
+
+const (
+	engineBest engine = iota // the ring if the host has one
+	enginePool
+	engineRing
+)
+
+// Device is a disk. Its methods are for the transport, but for Resize, Save,
+// Restore and Close.
+type Device struct {
+	config  Config
+	image   *image
+	limiter *limit.Limiter
+	// services has one for each queue.
+	services []*service
+
+	// sectors is the capacity, writeback what the driver wants (§5.2.5).
+	sectors   atomic.Uint64
+	writeback atomic.Bool
+	// failed is set when a queue turns out to be broken: the others are not
+	// served any more either.
+	failed atomic.Bool
+	// noNowait is set when the file system turns out not to know whether a
+	// read would block.
+	noNowait atomic.Bool
+
+	mu     sync.Mutex
+	driver *virtio.Driver // nil unless started
+	// resized is set while there is a new size that no driver was told.
+	resized bool
+	warned  map[string]bool
+}
+
+// New opens and locks the image.
+func New(c Config) (_ *Device, err error) {
+	if c.Queues == 0 {
+		c.Queues = 1
+	}
+	switch {
+	case c.Queues < 0 || c.Queues > MaxQueues:
+		return nil, fmt.Errorf("disk %s: %d queues, want 1 to %d", c.Path, c.Queues, MaxQueues)
+	case len(c.Serial) > MaxSerial || !printable(c.Serial):
+		return nil, fmt.Errorf("disk %s: serial number %q, want at most %d characters of ASCII", c.Path, c.Serial, MaxSerial)
+	}
+	d := &Device{config: c, warned: make(map[string]bool)}
+	d.writeback.Store(true)
+	if d.limiter, err = limit.New(c.Limit, c.now); err != nil {
+		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
+	}
+	if d.image, err = openImage(c.Path, c.ReadOnly, c.Direct); err != nil {
+		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+	size, err := d.image.size()
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
+	}
+	d.sectors.Store(size / SectorSize)
+	for range c.Queues {
+		s, err := newService(d)
+		if err != nil {
+			return nil, fmt.Errorf("disk %s: %w", c.Path, err)
+		}
+		d.services = append(d.services, s)
+	}
+	return d, nil
+}
+
+func printable(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+// Close unlocks and closes the image of a stopped device.
+func (d *Device) Close() error {
+	var err error
+	for _, s := range d.services {
+		err = errors.Join(err, s.close())
+	}
+	return errors.Join(err, d.image.close())
+}
+
+// Type is virtio.TypeBlock.
+func (d *Device) Type() virtio.DeviceType { return virtio.TypeBlock }
+
+// Features of the disk.
+func (d *Device) Features() uint64 {
+	f := FeatureSegMax | FeatureBlockSize | FeatureFlush | FeatureTopology | FeatureConfigWCE
+	if d.config.ReadOnly {
+		f |= FeatureReadOnly
+	} else {
+		f |= FeatureDiscard | FeatureWriteZeroes
+	}
+	if d.config.Queues > 1 {
+		f |= FeatureMultiQueue
+	}
+	return f
+}
+
+// QueueSizes has an entry of QueueSize for each of Config.Queues.
+func (d *Device) QueueSizes() []uint16 {
+	sizes := make([]uint16, d.config.Queues)
+	for i := range sizes {
+		sizes[i] = QueueSize
+	}
+	return sizes
+}
+
+// Capacity is the size of the disk in bytes. It may be called from any
+// goroutine.
+func (d *Device) Capacity() uint64 { return d.sectors.Load() * SectorSize }
+
+// Resize takes over the size that the file has now and tells the driver. It may
+// be called from any goroutine, until Close. When it fails the size stays what
+// it was.
+func (d *Device) Resize() error {
+	size, err := d.image.size()
+	if err != nil {
+		return fmt.Errorf("resize disk %s: %w", d.config.Path, err)
+	}
+	if d.sectors.Swap(size/SectorSize) == size/SectorSize {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.resized = true
+	d.tellSize()
+	return nil
+}
+
+// tellSize tells a driver that is there about a new size. d.mu is held.
+func (d *Device) tellSize() {
+	if d.driver != nil && d.resized {
+		d.resized = false
+		d.driver.ConfigChanged()
+	}
+}
+
+// writethrough tells whether a write must be durable when it completes
+// (§5.2.6.2): if the driver says so, or does not know of flushes.
+func (d *Device) writethrough(features uint64) bool {
+	if features&FeatureConfigWCE != 0 {
+		return !d.writeback.Load()
+	}
+	return features&FeatureFlush == 0
+}
+
+// warn reports trouble on the host once for each kind.
+func (d *Device) warn(what string, errno unix.Errno) {
+	kind := what + errno.Error()
+	d.mu.Lock()
+	known := d.warned[kind]
+	d.warned[kind] = true
+	d.mu.Unlock()
+	if !known && d.config.Warn != nil {
+		d.config.Warn(fmt.Errorf("disk %s: %s: %w", d.config.Path, what, errno))
+	}
+}
