@@ -49,6 +49,8 @@ type Guest struct {
 	fd      int
 	size    uint64
 	dirty   *Bitmap
+
+	hostPageSize uint64
 }
 
 // hugePageSize is the size of the pages that Options.HugePages asks for.
@@ -76,7 +78,10 @@ func New(o Options) (*Guest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("memfd for guest memory: %w", err)
 	}
-	g := &Guest{fd: fd, size: o.Size, dirty: NewBitmap(o.Size / PageSize)}
+	g := &Guest{fd: fd, size: o.Size, dirty: NewBitmap(o.Size / PageSize), hostPageSize: PageSize}
+	if o.HugePages {
+		g.hostPageSize = hugePageSize
+	}
 	if err := g.mapRegions(ranges, o.HugePages); err != nil {
 		return nil, errors.Join(err, g.Close())
 	}
