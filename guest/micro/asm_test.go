@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/godwit-vmm/godwit/internal/testenv"
 )
 
 var (
@@ -120,6 +122,8 @@ func (l *listing) registerOnly(r Reg) {
 	l.add("shl %s,0xd", n)
 	a.Shr(r, 63)
 	l.add("shr %s,0x3f", n)
+	a.ShrCL(r)
+	l.add("shr %s,cl", n)
 	a.Inc(r)
 	l.add("inc %s", n)
 	a.Dec(r)
@@ -138,6 +142,8 @@ func (l *listing) twoRegisters(r, s Reg, alu map[ALU]string) {
 	l.add("test %s,%s", names64[r], names64[s])
 	a.Imul(r, s)
 	l.add("imul %s,%s", names64[r], names64[s])
+	a.Bsr(r, s)
+	l.add("bsr %s,%s", names64[r], names64[s])
 	for op, name := range alu {
 		a.Op(op, r, s)
 		l.add("%s %s,%s", name, names64[r], names64[s])
@@ -146,6 +152,10 @@ func (l *listing) twoRegisters(r, s Reg, alu map[ALU]string) {
 
 func (l *listing) memory(s Reg, m Mem) {
 	a := &l.a
+	a.Lea(s, m)
+	l.add("lea %s,%s", names64[s], strings.TrimPrefix(memText(Quad, m), "QWORD PTR "))
+	a.OpMem(Xor, s, m)
+	l.add("xor %s,%s", names64[s], memText(Quad, m))
 	for _, w := range widths {
 		a.Load(w, s, m)
 		switch w {
@@ -170,7 +180,7 @@ func objdump(t *testing.T, code []byte) []string {
 	t.Helper()
 	path, err := exec.LookPath("objdump")
 	if err != nil {
-		t.Skip("objdump (package binutils) is not installed: encodings are not checked")
+		testenv.Lacks(t, "objdump (package binutils) is not installed: encodings are not checked")
 	}
 	file := filepath.Join(t.TempDir(), "code")
 	if err := os.WriteFile(file, code, 0o600); err != nil {

@@ -131,6 +131,11 @@ func (a *Asm) attackMMIO(s Span) {
 	a.MovImm(RSI, s.First)
 	a.Op(Add, RDX, RSI)
 	a.random()
+	a.poke()
+}
+
+// poke reads or writes RBX at RDX, as three bits of RCX say. It changes RCX.
+func (a *Asm) poke() {
 	a.choose(RCX, 40, 8, func(kind int) {
 		w := []Width{Byte, Word, Long, Quad}[kind%4]
 		if kind < 4 {

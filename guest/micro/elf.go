@@ -15,6 +15,10 @@ type Program struct {
 	// MapGiB is how many GiB from address 0 the program can reach; 0 means
 	// DefaultMapGiB. The page tables take 4 KiB of the file for each.
 	MapGiB int
+	// Data is loaded at DataAddr, which lies behind the code. It may be
+	// empty.
+	Data     []byte
+	DataAddr uint64
 }
 
 // DefaultMapGiB covers the MMIO below 4 GiB and the 64-bit PCI window of a
@@ -24,7 +28,7 @@ const DefaultMapGiB = 8
 // maxMapGiB is how many page tables fit below the result words.
 const maxMapGiB = (ResultStart - pdStart) / pageSize
 
-// ELF is the program as an executable that PVH loaders take: two segments with
+// ELF is the program as an executable that PVH loaders take: segments with
 // physical addresses and the note that holds the entry address.
 func (p Program) ELF() ([]byte, error) {
 	if p.MapGiB == 0 {
@@ -36,36 +40,61 @@ func (p Program) ELF() ([]byte, error) {
 	if len(p.Code) == 0 {
 		return nil, fmt.Errorf("micro: program without code")
 	}
+	if end := CodeStart + uint64(len(p.Code)); len(p.Data) > 0 && p.DataAddr < end {
+		return nil, fmt.Errorf("micro: data at %#x: the code reaches to %#x", p.DataAddr, end)
+	}
 	system, err := systemImage(p.MapGiB)
 	if err != nil {
 		return nil, err
 	}
-	note := pvhNote(stubStart)
+	segments := []segment{
+		{elf.PT_NOTE, elf.PF_R, 0, pvhNote(stubStart)},
+		{elf.PT_LOAD, rwx, systemStart, system},
+		{elf.PT_LOAD, rwx, CodeStart, p.Code},
+	}
+	if len(p.Data) > 0 {
+		segments = append(segments, segment{elf.PT_LOAD, rwx, p.DataAddr, p.Data})
+	}
+	return writeELF(segments)
+}
 
-	const headers = 64 + 3*56
-	file := uint64(headers)
-	segment := func(t elf.ProgType, flags elf.ProgFlag, addr uint64, data []byte, align uint64) elf.Prog64 {
-		h := elf.Prog64{
-			Type: uint32(t), Flags: uint32(flags), Off: file, Vaddr: addr, Paddr: addr,
-			Filesz: uint64(len(data)), Memsz: uint64(len(data)), Align: align,
-		}
-		file += uint64(len(data))
-		return h
-	}
-	const rwx = elf.PF_R | elf.PF_W | elf.PF_X
-	progs := [3]elf.Prog64{
-		segment(elf.PT_NOTE, elf.PF_R, 0, note, 4),
-		segment(elf.PT_LOAD, rwx, systemStart, system, 1),
-		segment(elf.PT_LOAD, rwx, CodeStart, p.Code, 1),
-	}
-	header := elf.Header64{
+const rwx = elf.PF_R | elf.PF_W | elf.PF_X
+
+// segment is a piece of an ELF file, and where it goes in memory.
+type segment struct {
+	kind  elf.ProgType
+	flags elf.ProgFlag
+	addr  uint64
+	data  []byte
+}
+
+// writeELF puts the segments behind their headers.
+func writeELF(segments []segment) ([]byte, error) {
+	const headerSize, progSize = 64, 56
+	parts := []any{elf.Header64{
 		Ident: [16]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
 		Type:  uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
-		Entry: stubStart, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: uint16(len(progs)),
+		Entry: stubStart, Phoff: headerSize, Ehsize: headerSize, Phentsize: progSize, Phnum: uint16(len(segments)),
+	}}
+	off := uint64(headerSize + progSize*len(segments))
+	for _, s := range segments {
+		size := uint64(len(s.data))
+		align := uint64(1)
+		if s.kind == elf.PT_NOTE {
+			align = 4
+		}
+		parts = append(parts, elf.Prog64{
+			Type: uint32(s.kind), Flags: uint32(s.flags), Off: off, Vaddr: s.addr, Paddr: s.addr,
+			Filesz: size, Memsz: size, Align: align,
+		})
+		off += size
+	}
+	for _, s := range segments {
+		parts = append(parts, s.data)
 	}
 	var b bytes.Buffer
-	b.Grow(int(file))
-	for _, part := range []any{header, progs, note, system, p.Code} {
+	b.Grow(int(off))
+	for _, part := range parts {
 		if err := binary.Write(&b, binary.LittleEndian, part); err != nil {
 			return nil, fmt.Errorf("micro: %w", err)
 		}

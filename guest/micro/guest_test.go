@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/godwit-vmm/godwit/internal/testenv"
 	"github.com/godwit-vmm/godwit/kvm"
 	"golang.org/x/sys/unix"
 )
@@ -16,8 +17,11 @@ import (
 // answered by the test.
 type guest struct {
 	t   *testing.T
+	vm  *kvm.VM
 	cpu *kvm.VCPU
 	ram []byte
+	// sregs are those after a reset.
+	sregs kvm.Sregs
 }
 
 const (
@@ -28,17 +32,27 @@ const (
 // newGuest loads the program and leaves the processor at its PVH entry.
 func newGuest(t *testing.T, program []byte) *guest {
 	t.Helper()
+	ram, err := unix.Mmap(-1, 0, testRAM, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Munmap(ram) })
+	return newGuestIn(t, ram, program)
+}
+
+// newGuestIn is newGuest with memory that somebody else made.
+func newGuestIn(t *testing.T, ram, program []byte) *guest {
+	t.Helper()
 	sys, err := kvm.Open("")
 	if err != nil {
-		t.Skipf("micro-guests need KVM: %v", err)
+		testenv.Lacks(t, "micro-guests need KVM: %v", err)
 	}
-	g := &guest{t: t}
 	vm, err := sys.CreateVM()
-	g.must(err)
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { vm.Close(); sys.Close() })
-	g.ram, err = unix.Mmap(-1, 0, testRAM, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
-	g.must(err)
-	t.Cleanup(func() { unix.Munmap(g.ram) })
+	g := &guest{t: t, vm: vm, ram: ram}
 	g.must(vm.EnableSplitIRQChip(24))
 	g.must(vm.SetUserMemoryRegion(0, 0, 0, g.ram))
 	g.cpu, err = vm.CreateVCPU(0)
@@ -47,6 +61,8 @@ func newGuest(t *testing.T, program []byte) *guest {
 	cpuid, err := sys.SupportedCPUID()
 	g.must(err)
 	g.must(g.cpu.SetCPUID2(cpuid))
+	g.sregs, err = g.cpu.GetSregs()
+	g.must(err)
 	g.enter(program)
 	return g
 }
@@ -58,8 +74,10 @@ func (g *guest) must(err error) {
 	}
 }
 
+// enter loads a program and leaves the processor at its entry.
 func (g *guest) enter(program []byte) {
 	g.t.Helper()
+	clear(g.ram[ResultStart : ResultStart+ResultSize])
 	f, err := elf.NewFile(bytes.NewReader(program))
 	g.must(err)
 	for _, p := range f.Progs {
@@ -68,8 +86,7 @@ func (g *guest) enter(program []byte) {
 			g.must(err)
 		}
 	}
-	s, err := g.cpu.GetSregs()
-	g.must(err)
+	s := g.sregs
 	flat := kvm.Segment{Limit: 0xffff_ffff, Selector: 0x18, Type: 3, Present: 1, DB: 1, S: 1, G: 1}
 	s.DS, s.ES, s.FS, s.GS, s.SS = flat, flat, flat, flat, flat
 	s.CS = flat

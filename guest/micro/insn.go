@@ -38,6 +38,13 @@ func (a *Asm) LeaLabel(dst Reg, l Label) {
 	a.rel32(l)
 }
 
+// Lea sets dst to the address of m.
+func (a *Asm) Lea(dst Reg, m Mem) {
+	a.prefix(Quad, dst, m.Base, false, false)
+	a.Data(0x8d)
+	a.modMem(dst, m)
+}
+
 // Load reads w bytes at m into dst and clears the rest of dst.
 func (a *Asm) Load(w Width, dst Reg, m Mem) {
 	switch w {
@@ -127,6 +134,13 @@ func (a *Asm) Op(op ALU, dst, src Reg) {
 	a.modReg(src, dst)
 }
 
+// OpMem does dst = dst op m on 64 bits.
+func (a *Asm) OpMem(op ALU, dst Reg, m Mem) {
+	a.prefix(Quad, dst, m.Base, false, false)
+	a.Data(byte(op)<<3 | 3)
+	a.modMem(dst, m)
+}
+
 // OpImm does dst = dst op v on 64 bits, v sign-extended.
 func (a *Asm) OpImm(op ALU, dst Reg, v int32) {
 	a.prefix(Quad, 0, dst, false, false)
@@ -193,6 +207,21 @@ func (a *Asm) shift(op Reg, r Reg, n uint8) {
 	a.Data(0xc1)
 	a.modReg(op, r)
 	a.Data(n)
+}
+
+// ShrCL shifts r right by the number of bits in CL, modulo 64, shifting zeros
+// in.
+func (a *Asm) ShrCL(r Reg) {
+	a.prefix(Quad, 0, r, false, false)
+	a.Data(0xd3)
+	a.modReg(5, r)
+}
+
+// Bsr sets dst to the number of the highest bit set in src, which is not zero.
+func (a *Asm) Bsr(dst, src Reg) {
+	a.prefix(Quad, dst, src, false, false)
+	a.Data(0x0f, 0xbd)
+	a.modReg(dst, src)
 }
 
 // Inc adds one to r and leaves the carry flag alone.

@@ -12,7 +12,7 @@
 // What a program finds when it starts:
 //
 //   - RDI is the address of struct hvm_start_info, RSP the top of a stack of
-//     almost a page, RFLAGS has IOPL 3 and interrupts off. All other
+//     at least 1 KiB, RFLAGS has IOPL 3 and interrupts off. All other
 //     registers are undefined.
 //   - The addresses from 0 to Program.MapGiB GiB are mapped to themselves,
 //     readable, writable and executable. That includes the MMIO windows.
@@ -25,6 +25,13 @@
 // The ready programs (Exit, PortLoop, Touch and others) cover what benchmarks
 // and hostile-guest tests want; each ends with a Stop, the port writes that
 // make its VMM end the guest.
+//
+// Some of them are drivers of virtio devices on a PCI bus: Block, Net, Vsock and
+// Entropy do what a good driver does, by polling, and VirtioAttack does the
+// opposite. They find the device through the configuration ports, or where there
+// are none through ECAM at the address that godwit and QEMU's microvm have in
+// common, and assign BARs where no firmware did. What they find out they leave in
+// the result words, for ReadResult.
 package micro
 
 // The addresses that a program and its observer share. All lie in the second
@@ -34,7 +41,8 @@ const (
 	// 64-bit words: see the Result constants.
 	ResultStart = 0x1f_f000
 	// StackTop is the value of RSP when the program starts. The stack
-	// grows down towards the result words of the same page.
+	// grows down towards the result words of the same page; ResultSize is
+	// what those take at most.
 	StackTop = 0x20_0000
 	// CodeStart is where the program is loaded and starts.
 	CodeStart = 0x20_0000

@@ -15,10 +15,7 @@ import (
 // TestQEMU runs the same program under QEMU: on KVM, and on emulated
 // processors of both vendors, which take the two ways to ring 3.
 func TestQEMU(t *testing.T) {
-	qemu, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil {
-		t.Skip("qemu-system-x86_64 is not installed")
-	}
+	qemu := needQEMU(t)
 	const text = "hello from ring 3\n"
 	debugExit := []string{"-device", "isa-debug-exit,iobase=0xf4,iosize=4"}
 	for _, test := range []struct {
@@ -34,10 +31,8 @@ func TestQEMU(t *testing.T) {
 		{"q35 on AMD", "-M q35 -accel tcg -cpu EPYC", false, QEMUPowerOff(), 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err == nil {
-				f.Close()
-			} else if test.kvm {
-				t.Skipf("no KVM: %v", err)
+			if test.kvm {
+				needKVM(t)
 			}
 			file := filepath.Join(t.TempDir(), "hello.elf")
 			if err := os.WriteFile(file, program(t)(Hello(text, test.stop)), 0o600); err != nil {
