@@ -105,7 +105,9 @@ type Driver struct {
 	// driver did not enable.
 	Queues []*Queue
 	// ConfigChanged tells the driver that the device configuration space has
-	// changed (§2.5). It may be called from any goroutine.
+	// changed (§2.5). It may be called from any goroutine, with locks of the
+	// device held, but not when Stop has returned. What changes while the
+	// device is stopped the driver learns at the next start.
 	ConfigChanged func()
 	// Fail takes the device out of service until the driver resets it
 	// (DEVICE_NEEDS_RESET, §2.1.1), because of what err says. It returns at

@@ -54,10 +54,12 @@ const (
 	// segMax leaves room for header and status in a chain without indirect
 	// descriptors.
 	segMax = QueueSize - 2
-	// maxRangeSectors is how much one segment of a discard or write-zeroes
-	// request may cover, 1 GiB, and maxSegments how many there may be.
-	maxRangeSectors = 1 << 21
-	maxSegments     = 16
+	// maxSegments is how many segments a discard or write-zeroes request may
+	// have. One to discard covers at most maxDiscardSectors, 1 GiB; one of
+	// zeros, which may have to be written, maxZeroesSectors, 64 MiB.
+	maxSegments       = 16
+	maxDiscardSectors = 1 << 21
+	maxZeroesSectors  = 1 << 17
 )
 
 // Config says what disk the guest gets.

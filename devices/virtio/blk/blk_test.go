@@ -86,7 +86,7 @@ func TestRequests(t *testing.T) {
 		{"discard with unmap", [][]byte{header(typeDiscard, 0), segment(0, 8, 1)}, []int{1}, statusUnsupported},
 		{"discard over the end", [][]byte{header(typeDiscard, 0), segment(sectors-1, 2, 0)}, []int{1}, statusIOError},
 		{"discard where sectors overflow", [][]byte{header(typeDiscard, 0), segment(huge, 2, 0)}, []int{1}, statusIOError},
-		{"discard too much", [][]byte{header(typeDiscard, 0), segment(0, maxRangeSectors+1, 0)}, []int{1}, statusIOError},
+		{"discard too much", [][]byte{header(typeDiscard, 0), segment(0, maxDiscardSectors+1, 0)}, []int{1}, statusIOError},
 		{"discard too many", [][]byte{header(typeDiscard, 0), make([]byte, (maxSegments+1)*segmentSize)}, []int{1}, statusIOError},
 		{"write zeroes", [][]byte{header(typeWriteZeroes, 0), segment(0, 8, 0)}, []int{1}, statusOK},
 		{"write zeroes and unmap", [][]byte{header(typeWriteZeroes, 0), segment(0, 8, 1)}, []int{1}, statusOK},
@@ -165,13 +165,15 @@ func TestReadOnly(t *testing.T) {
 // TestRangeLimit tests how much a segment may cover, on a disk that has more.
 func TestRangeLimit(t *testing.T) {
 	path, _ := makeImage(t, 512)
-	if err := os.Truncate(path, 2*maxRangeSectors*SectorSize); err != nil {
+	if err := os.Truncate(path, 2*maxDiscardSectors*SectorSize); err != nil {
 		t.Fatal(err)
 	}
 	d := newDisk(t, Config{Path: path})
-	d.mustSend(typeDiscard, 0, segment(1, maxRangeSectors, 0))
-	if s := d.send(typeDiscard, 0, segment(1, maxRangeSectors+1, 0)); s != statusIOError {
-		t.Errorf("discard of too much: status %d", s)
+	for kind, most := range map[uint32]uint32{typeDiscard: maxDiscardSectors, typeWriteZeroes: maxZeroesSectors} {
+		d.mustSend(kind, 0, segment(1, most, 0))
+		if s := d.send(kind, 0, segment(1, most+1, 0)); s != statusIOError {
+			t.Errorf("type %d, too much: status %d", kind, s)
+		}
 	}
 }
 
@@ -240,7 +242,7 @@ func TestConfigSpace(t *testing.T) {
 		3, 0, 8, 0, 0, 0, 0, 0, // eight of them in a physical one
 		1, 0, 3, 0, // writeback, queues
 		0, 0, 0x20, 0, 16, 0, 0, 0, 8, 0, 0, 0, // discard
-		0, 0, 0x20, 0, 16, 0, 0, 0, 1, 0, 0, 0, // write zeroes
+		0, 0, 2, 0, 16, 0, 0, 0, 1, 0, 0, 0, // write zeroes
 		0, 0, 0, 0, // behind the end
 	}
 	got := make([]byte, len(want))

@@ -41,10 +41,10 @@ func (d *Device) ReadConfig(offset uint64, p []byte) {
 	}
 	le.PutUint16(c[configQueues:], uint16(d.config.Queues))
 	if !d.config.ReadOnly {
-		le.PutUint32(c[configDiscardSectors:], maxRangeSectors)
+		le.PutUint32(c[configDiscardSectors:], maxDiscardSectors)
 		le.PutUint32(c[configDiscardSegments:], maxSegments)
 		le.PutUint32(c[configDiscardAlign:], discardAlignmentSectors)
-		le.PutUint32(c[configZeroesSectors:], maxRangeSectors)
+		le.PutUint32(c[configZeroesSectors:], maxZeroesSectors)
 		le.PutUint32(c[configZeroesSegments:], maxSegments)
 		c[configZeroesMayUnmap] = 1
 	}

@@ -72,6 +72,8 @@ type request struct {
 	store        []unix.Iovec
 	// spans are the ranges of a discard or write-zeroes request.
 	spans []span
+	// extent is how much of the image the work is about in all, in bytes.
+	extent uint64
 
 	image *image
 }
@@ -80,7 +82,7 @@ type request struct {
 // room for the status.
 func (r *request) parse(d *Device, features uint64) {
 	r.work, r.status, r.durable = workNone, statusIOError, false
-	r.length, r.done, r.vectors = 0, 0, nil
+	r.length, r.done, r.vectors, r.extent = 0, 0, nil, 0
 	var header [headerSize]byte
 	if r.chain.CopyOut(0, header[:]) < headerSize {
 		return
@@ -128,6 +130,15 @@ func (r *request) transfer(d *Device, w work, sector uint64, n uint32) {
 		r.store = appendVectors(r.store[:0], r.chain.Read, headerSize, n)
 	}
 	r.work, r.length, r.offset, r.vectors = w, n, sector*SectorSize, r.store
+	r.extent = uint64(n)
+}
+
+// charge is what the request counts towards the limit of bytes.
+func (r *request) charge() uint64 {
+	if r.work == workDiscard {
+		return 0
+	}
+	return r.extent
 }
 
 // inside tells whether n sectors from the first one lie on a disk.

@@ -35,6 +35,10 @@ func (r *request) ranges(d *Device, w work, negotiated bool) {
 	var list [maxSegments * segmentSize]byte
 	r.chain.CopyOut(headerSize, list[:n])
 	capacity := d.sectors.Load()
+	most := uint64(maxDiscardSectors)
+	if w == workZeroes {
+		most = maxZeroesSectors
+	}
 	r.spans = r.spans[:0]
 	for p := list[:n]; len(p) > 0; p = p[segmentSize:] {
 		first := binary.LittleEndian.Uint64(p)
@@ -45,7 +49,7 @@ func (r *request) ranges(d *Device, w work, negotiated bool) {
 			r.status = statusUnsupported
 			return
 		}
-		if count > maxRangeSectors || !inside(capacity, first, count) {
+		if count > most || !inside(capacity, first, count) {
 			return
 		}
 		if count > 0 {
@@ -53,6 +57,9 @@ func (r *request) ranges(d *Device, w work, negotiated bool) {
 		}
 	}
 	r.work = w
+	for _, s := range r.spans {
+		r.extent += s.length
+	}
 }
 
 // discard gives up the contents of the spans. A file system or device that

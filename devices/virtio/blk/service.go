@@ -23,8 +23,9 @@ const (
 	// notifyCost is after how much the driver hears of what is done, while
 	// there is more to do.
 	notifyCost = 256 << 10
-	// maxHandedOver is how much data is with pool and ring when no more is
-	// taken: it bounds how long Stop waits for the disk.
+	// maxHandedOver is how much data, or how much of the image, is with pool
+	// and ring when no more is taken: it bounds how long Stop waits for the
+	// disk.
 	maxHandedOver = 64 << 20
 )
 
@@ -46,7 +47,7 @@ type service struct {
 	poller   virtio.Poller
 	ready    func() bool // hasWork, as a value that is made once
 
-	// handedOver is how much data is with pool and ring, inFlight how many
+	// handedOver is the extent of what is with pool and ring, inFlight how many
 	// requests.
 	handedOver uint64
 	inFlight   int
@@ -99,7 +100,7 @@ func (s *service) start(driver virtio.Driver, q *virtio.Queue) error {
 	if err != nil {
 		return err
 	}
-	s.loop, s.queue, s.driver = loop, q, driver
+	s.queue, s.driver = q, driver
 	s.waiting, s.poller = false, virtio.Poller{}
 	s.allocate(q.Size())
 	served := func(uint32) { s.serve() }
@@ -114,6 +115,7 @@ func (s *service) start(driver virtio.Driver, q *virtio.Queue) error {
 	if err != nil {
 		return errors.Join(err, loop.Close())
 	}
+	s.loop = loop
 	q.Kick()
 	loop.Start()
 	return nil
@@ -247,7 +249,7 @@ func (s *service) take() (pause, error) {
 			return pauseEmpty, fmt.Errorf("request without a place for its status (§5.2.6): %w", virtio.ErrBroken)
 		}
 		r.parse(s.device, s.driver.Features)
-		if wait := s.device.limiter.Take(uint64(r.length), 1); wait > 0 {
+		if wait := s.device.limiter.Take(r.charge(), 1); wait > 0 {
 			s.queue.Unpop()
 			s.delay(wait)
 			return pauseLimit, nil
@@ -277,7 +279,7 @@ func (s *service) begin(r *request) {
 		}
 	}
 	s.inFlight++
-	s.handedOver += uint64(r.length)
+	s.handedOver += r.extent
 	s.handOver(r)
 }
 
@@ -349,7 +351,7 @@ func (s *service) returned(r *request, result int32) {
 // land completes a request that was handed over.
 func (s *service) land(r *request, errno unix.Errno) {
 	s.inFlight--
-	s.handedOver -= uint64(r.length)
+	s.handedOver -= r.extent
 	s.complete(r, errno)
 }
 

@@ -46,6 +46,34 @@ func TestPauseResume(t *testing.T) {
 	}
 }
 
+// TestConfigChangesWhilePaused: a device that is stopped cannot tell the driver
+// that the host has changed its configuration; the driver looks after the pause.
+func TestConfigChangesWhilePaused(t *testing.T) {
+	d := &echoDevice{queues: 1}
+	r := newRig(t, d, nil)
+	r.start(virtio.FeatureVersion1)
+	for _, moved := range []bool{false, true} {
+		r.f.Pause()
+		if moved {
+			d = &echoDevice{queues: 1}
+			r = move(t, r, d)
+		}
+		generation := r.get(regGeneration)
+		d.config[0]++
+		r.f.Resume()
+		r.awaitMessage(0x40)
+		if r.get(regGeneration) == generation {
+			t.Error("the configuration generation is the same")
+		}
+	}
+	r.f.Pause()
+	r.set(regStatus, 0)
+	r.f.Resume()
+	if isr := r.read(barBase+isrPage, 1); isr != 0 {
+		t.Errorf("ISR status %#x for a driver that is not there", isr)
+	}
+}
+
 // move makes a second machine with the state of the first, through JSON, as a
 // migration does.
 func move(t *testing.T, from *rig, d virtio.Device) *rig {

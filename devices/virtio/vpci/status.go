@@ -173,8 +173,15 @@ func (f *Function) Pause() {
 func (f *Function) Resume() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	was := f.paused
 	f.paused = false
 	f.start()
+	if was && f.running {
+		// The host may have changed the configuration meanwhile, of which a
+		// stopped device cannot tell the driver. Looking once in vain does
+		// no harm.
+		f.configChanged()
+	}
 	if f.restored {
 		f.restored = false
 		f.interruptAll()
