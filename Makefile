@@ -14,7 +14,7 @@ all: build
 
 build:
 	@scripts/setup build
-	go build $(GOFLAGS_BUILD) -o bin/ ./cmd/godwit ./cmd/godwit-lab
+	go build $(GOFLAGS_BUILD) -o bin/ ./cmd/...
 
 # guest fills the cache with a kernel and an initramfs.
 guest: build

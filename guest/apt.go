@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 )
 
@@ -91,11 +90,13 @@ func withModules(ctx context.Context, image string) ([]string, error) {
 	return packages, nil
 }
 
-var imageName = regexp.MustCompile(`^linux-image-(unsigned-)?[0-9]`)
-
+// imagePackage is the package with a kernel among the given ones: its name has
+// the kernel's version.
 func imagePackage(depends []string) string {
 	for _, d := range depends {
-		if imageName.MatchString(d) {
+		version, isImage := strings.CutPrefix(d, "linux-image-")
+		version = strings.TrimPrefix(version, "unsigned-")
+		if isImage && version != "" && '0' <= version[0] && version[0] <= '9' {
 			return d
 		}
 	}

@@ -21,7 +21,7 @@ func GuestModules() []string {
 	return []string{
 		"virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng",
 		"virtio_balloon", "virtio_mem", "virtio_pmem", "virtiofs", "vmw_vsock_virtio_transport",
-		"overlay", "squashfs", "loop", "ptp_kvm",
+		"ext4", "overlay", "squashfs", "loop", "ptp_kvm",
 		// The power button: ACPI device, and its input events.
 		"button", "evdev",
 		"pvpanic_pci",

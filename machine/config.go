@@ -5,6 +5,9 @@ import (
 	"io"
 	"strings"
 
+	"github.com/godwit-vmm/godwit/devices/virtio/balloon"
+	"github.com/godwit-vmm/godwit/devices/virtio/blk"
+	"github.com/godwit-vmm/godwit/devices/virtio/console"
 	"github.com/godwit-vmm/godwit/memory"
 	"github.com/godwit-vmm/godwit/vcpu"
 )
@@ -26,6 +29,25 @@ type Config struct {
 	// Console and Channel get what the guest writes to its first and second
 	// serial port, from one goroutine each. nil discards it.
 	Console, Channel io.Writer
+	// HVC adds a virtio console, which is hvc0 in the guest, beside the serial
+	// ports; nil adds none.
+	HVC *console.Config
+	// Disks are the block devices.
+	Disks []blk.Config
+	// Nets are the network cards.
+	Nets []Net
+	// Balloon adds a memory balloon; nil adds none. The machine sets its Mem.
+	Balloon *balloon.Config
+	// NoRNG leaves out the entropy device.
+	NoRNG bool
+	// VsockPath is where the socket of the vsock device is to be, by which
+	// programs of the host and of the guest reach each other; empty for no
+	// such device. VsockCID is the guest's CID, 0 for the usual one.
+	VsockPath string
+	VsockCID  uint64
+	// Warn, if set, is told of trouble that the guest or the host makes for a
+	// device, once for each kind of it. It is called from any goroutine.
+	Warn func(error)
 	// Trace, if set, is called when a phase of the start is over.
 	Trace func(phase string)
 	// ExitTrace, if set, gets a line for each access to a device.

@@ -32,7 +32,7 @@ func (m *Machine) addDevices() error {
 		Reset: devices.NewResetRegister(power),
 	})
 
-	return errors.Join(
+	err := errors.Join(
 		m.ports.Map("COM1", devices.COM1Port, devices.SerialPorts, m.console),
 		m.ports.Map("COM2", devices.COM2Port, devices.SerialPorts, m.channel),
 		m.ports.Map("ACPI power management", devices.PMPort, devices.PMPorts, m.pm),
@@ -43,6 +43,10 @@ func (m *Machine) addDevices() error {
 		m.mmio.Map("PCI configuration", uint64(memory.ECAMStart), memory.ECAMSize, m.pci.ECAM()),
 		m.mmio.Map("I/O APIC", uint64(memory.IOAPICStart), devices.IOAPICSize, m.ioapic),
 	)
+	if err != nil {
+		return err
+	}
+	return m.addVirtioDevices()
 }
 
 func (m *Machine) serial(out io.Writer, gsi int) *devices.Serial {
@@ -66,7 +70,7 @@ func (m *Machine) reset() {
 }
 
 // closeDevices ends what the devices run beside the processors.
-func (m *Machine) closeDevices() {
+func (m *Machine) closeDevices() error {
 	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 	defer cancel()
 	if m.rtc != nil {
@@ -78,4 +82,5 @@ func (m *Machine) closeDevices() {
 			_ = s.Close(ctx)
 		}
 	}
+	return m.closeVirtio()
 }

@@ -17,6 +17,9 @@ import (
 	"github.com/godwit-vmm/godwit/bootloader"
 	"github.com/godwit-vmm/godwit/devices"
 	"github.com/godwit-vmm/godwit/devices/pci"
+	"github.com/godwit-vmm/godwit/devices/virtio/balloon"
+	"github.com/godwit-vmm/godwit/devices/virtio/blk"
+	virtioconsole "github.com/godwit-vmm/godwit/devices/virtio/console"
 	"github.com/godwit-vmm/godwit/kvm"
 	"github.com/godwit-vmm/godwit/memory"
 	"github.com/godwit-vmm/godwit/vcpu"
@@ -35,6 +38,10 @@ type Machine struct {
 	pm          *devices.PM
 	pci         *pci.Bus
 	rtc         *devices.RTC
+	virtio      []*virtioFunction
+	disks       []*blk.Device
+	balloon     *balloon.Device
+	hvc         *virtioconsole.Device
 	console     *devices.Serial
 	channel     *devices.Serial
 	cpus        []*vcpu.VCPU
@@ -260,10 +267,11 @@ const flushTimeout = 2 * time.Second
 // an error, often a *vcpu.Crash. All that the guest wrote before its end has
 // reached the writers when Run returns, unless they block. Run is called once.
 //
-// Run raises GOMAXPROCS where there is not a P for each processor and one more:
-// a vCPU that comes out of the guest must not wait for one that is inside.
+// Run raises GOMAXPROCS where there is not a P for each processor, for each
+// virtqueue and one more: a vCPU that comes out of the guest, or a worker that is
+// woken, must not wait for one that is in the kernel and has not given up its P.
 func (m *Machine) Run(ctx context.Context) (Outcome, error) {
-	if want := len(m.cpus) + 1; runtime.GOMAXPROCS(0) < want {
+	if want := len(m.cpus) + m.virtqueues() + 1; runtime.GOMAXPROCS(0) < want {
 		runtime.GOMAXPROCS(want)
 	}
 	for _, v := range m.cpus {
@@ -281,11 +289,15 @@ func (m *Machine) Run(ctx context.Context) (Outcome, error) {
 	// The writers' own errors are theirs to report.
 	_ = m.console.Flush(flush)
 	_ = m.channel.Flush(flush)
+	if m.hvc != nil {
+		_ = m.hvc.Flush(flush)
+	}
 	m.trace("end")
 	return m.outcome, m.err
 }
 
-// Pause stops all processors between two instructions.
+// Pause stops all processors between two instructions, and then the devices
+// that work beside them.
 func (m *Machine) Pause() {
 	for _, v := range m.cpus {
 		v.RequestPause()
@@ -293,10 +305,12 @@ func (m *Machine) Pause() {
 	for _, v := range m.cpus {
 		v.Pause()
 	}
+	m.pauseVirtio()
 }
 
-// Resume lets the processors run on.
+// Resume lets devices and processors run on.
 func (m *Machine) Resume() {
+	m.resumeVirtio()
 	for _, v := range m.cpus {
 		v.Resume()
 	}
@@ -318,7 +332,7 @@ func (m *Machine) Close() error {
 	for _, v := range m.cpus {
 		errs = append(errs, v.Close())
 	}
-	m.closeDevices()
+	errs = append(errs, m.closeDevices())
 	if m.vm != nil {
 		errs = append(errs, m.vm.Close())
 	}

@@ -235,7 +235,7 @@ func startHosts() (chan runner, func() error, error) {
 		return errors.Join(errs...)
 	}
 	binary := filepath.Join(dir, "godwit")
-	build := exec.Command("go", "build", "-o", binary, "../cmd/godwit")
+	build := exec.Command("go", "build", "-o", dir, "../cmd/godwit", "../cmd/godwit-net")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return nil, end, fmt.Errorf("build godwit: %w\n%s", err, out)

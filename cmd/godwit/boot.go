@@ -6,9 +6,13 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
+	"github.com/godwit-vmm/godwit/devices/virtio/balloon"
+	"github.com/godwit-vmm/godwit/devices/virtio/blk"
 	"github.com/godwit-vmm/godwit/guest"
 	"github.com/godwit-vmm/godwit/internal/flags"
+	"github.com/godwit-vmm/godwit/internal/netflag"
 	"github.com/godwit-vmm/godwit/kvm"
 	"github.com/godwit-vmm/godwit/machine"
 	"github.com/godwit-vmm/godwit/vcpu"
@@ -24,16 +28,25 @@ type bootOptions struct {
 	memory         flags.Size
 	hugePages      bool
 	name           string
+	named          bool // the user gave the name
+	vsock          string
+	wait           bool
+	waitTimeout    time.Duration
 	allowSoftware  bool
 	noReboot       bool
 	verbose        bool
+	root           []blk.Config // none or one
+	disks          []blk.Config
+	nets           netflag.List
+	pcap           string
+	balloon        *flags.Size // nil for none
 	timings        string
 	exitTrace      string
 	command        []string
 }
 
 func newBoot() *cobra.Command {
-	o := bootOptions{cpus: 1, memory: 512 << 20}
+	o := bootOptions{cpus: 1, memory: 512 << 20, balloon: new(flags.Size)}
 	c := &cobra.Command{
 		Use:   "boot [flags] [-- COMMAND...]",
 		Short: "Boot a guest: a console, or one command",
@@ -46,10 +59,15 @@ here, its exit status is godwit's, and the guest is switched off after it.
 Without --kernel the guest is the cached Debian kernel with godwit's own
 initramfs ("godwit guest kernel" and "godwit guest initramfs" make them).
 
+While it runs, "godwit exec", "cp" and "wait" find the guest by its name. With
+--wait it is left in the background.
+
 SIGTERM presses the guest's power button, a second one kills the guest.`,
 		Example: `  godwit boot                                   a shell
   godwit boot --cpus 2 --memory 1G -- nproc     a command
   godwit boot -- sh -c 'exit 3'; echo $?        its exit status
+  godwit boot --root disk.img                   a shell in a root file system
+  godwit boot --name web --wait && godwit exec web -- uptime
   godwit boot --kernel vmlinuz --initrd initrd.img --cmdline 'root=/dev/vda1'`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -57,6 +75,13 @@ SIGTERM presses the guest's power button, a second one kills the guest.`,
 				return fmt.Errorf("unexpected argument %q: a command for the guest goes after --", args[0])
 			}
 			o.command = args
+			o.named = cmd.Flags().Changed("name")
+			if _, started := os.LookupEnv(readyVariable); o.wait && !started {
+				return bootInBackground(cmd.Context(), &o, cmd.OutOrStdout())
+			}
+			if !cmd.Flags().Changed("balloon") {
+				o.balloon = nil
+			}
 			return boot(cmd.Context(), &o)
 		},
 	}
@@ -67,8 +92,16 @@ SIGTERM presses the guest's power button, a second one kills the guest.`,
 	f.BoolVar(&o.bareCmdline, "bare-cmdline", false, "use --cmdline alone, without godwit's own words")
 	f.IntVar(&o.cpus, "cpus", o.cpus, fmt.Sprintf("number of virtual processors, 1 to %d", vcpu.MaxCPUs))
 	f.Var(&o.memory, "memory", "guest memory, such as 512M or 4G")
+	f.Var(diskFlag{&o.root}, "root", "boot from the root file system on this disk: "+diskHelp)
+	f.Var(diskFlag{&o.disks}, "disk", "add a disk, a raw image or a block device; may be repeated: "+diskHelp)
+	f.Var(&o.nets, "net", netflag.Usage)
+	f.StringVar(&o.pcap, "pcap", "", "write what passes the network cards to `FILE`, for tcpdump or Wireshark")
+	f.Var(o.balloon, "balloon", "add a memory balloon, which takes this much from the guest at first and gives free pages back to the host; 0 takes nothing yet")
 	f.BoolVar(&o.hugePages, "hugepages", false, "back guest memory by the host's 2 MiB huge page pool")
-	f.StringVar(&o.name, "name", "godwit", "name of the guest")
+	f.StringVar(&o.name, "name", "godwit", "name of the guest, for exec, cp and wait (default: the first free one of godwit, godwit-2, ...)")
+	f.StringVar(&o.vsock, "vsock", "", "have the socket of the guest's vsock device at `PATH`, for other programs, or \"off\" for no such device (default: in the folder of the running guest)")
+	f.BoolVar(&o.wait, "wait", false, "boot in the background, print the guest's name and end when its agent says that it is up")
+	f.DurationVar(&o.waitTimeout, "wait-timeout", 2*time.Minute, "end a guest that is not up after this time with --wait; 0 waits for ever")
 	f.BoolVar(&o.allowSoftware, "allow-software-kvm", false, "go on where KVM emulates ring 0 (Linux will not boot there)")
 	f.BoolVar(&o.noReboot, "no-reboot", false, "end when the guest reboots, instead of rebooting it")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "show all kernel messages; with a command, show the console on stderr")
@@ -111,10 +144,19 @@ func boot(ctx context.Context, o *bootOptions) error {
 		}
 		trace.mark("probe")
 	}
-	if len(o.command) > 0 {
-		return bootCommand(ctx, sys, c, o)
+	i, err := newInstance(o)
+	if err != nil {
+		return err
 	}
-	return bootConsole(ctx, sys, c, o)
+	c.Name, c.VsockPath = o.name, i.vsock
+	stopCapture, err := o.addNets(&c)
+	if err != nil {
+		return errors.Join(err, i.close())
+	}
+	if len(o.command) > 0 {
+		return errors.Join(bootCommand(ctx, sys, c, o, i), stopCapture(), i.close())
+	}
+	return errors.Join(bootConsole(ctx, sys, c, o, i), stopCapture(), i.close())
 }
 
 // refuseSoftware fails where KVM has no hardware below it: a stock kernel would
@@ -162,6 +204,17 @@ func (o *bootOptions) config() (machine.Config, error) {
 	} else if len(o.command) > 0 && c.Initrd == "" {
 		return c, errors.New("a command needs an initramfs with godwit's agent: give --initrd, or leave out --kernel for godwit's own")
 	}
+	if o.pcap != "" && len(o.nets) == 0 {
+		return c, errors.New("--pcap without a network card has nothing to write: add one with --net")
+	}
+	if len(o.root) > 1 {
+		return c, errors.New("--root was given twice: a guest has one root file system, other disks go to --disk")
+	}
+	c.Disks = append(append(c.Disks, o.root...), o.disks...)
+	if o.balloon != nil {
+		c.Balloon = &balloon.Config{Target: uint64(*o.balloon), DeflateOnOOM: true, FreePageReporting: true}
+	}
+	c.Warn = func(err error) { fmt.Fprintf(os.Stderr, "godwit: %v\r\n", err) }
 	c.Cmdline = o.kernelCmdline()
 	return c, nil
 }
@@ -176,9 +229,17 @@ func (o *bootOptions) kernelCmdline() string {
 		words = append(words, "quiet")
 	}
 	if len(o.command) > 0 {
-		words = append(words, "godwit.agent=ttyS1")
+		// The serial port is for a kernel without vsock.
+		words = append(words, "godwit.agent=vsock,ttyS1")
 	} else {
 		words = append(words, terminalWords()...)
+	}
+	if len(o.root) > 0 {
+		// The first disk; godwit's initramfs mounts it.
+		words = append(words, "root=/dev/vda", "rw")
+		if o.root[0].ReadOnly {
+			words[len(words)-1] = "ro"
+		}
 	}
 	if o.cmdline != "" {
 		words = append(words, o.cmdline)

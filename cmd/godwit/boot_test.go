@@ -44,7 +44,7 @@ func TestKernelCmdline(t *testing.T) {
 	}{
 		{"console", bootOptions{}, []string{"console=ttyS0", machine.PanicWord, "quiet"}, "godwit.agent"},
 		{"verbose", bootOptions{verbose: true}, []string{"console=ttyS0"}, "quiet"},
-		{"command", bootOptions{command: []string{"ls"}}, []string{"godwit.agent=ttyS1"}, "godwit.term"},
+		{"command", bootOptions{command: []string{"ls"}}, []string{"godwit.agent=vsock,ttyS1"}, "godwit.term"},
 		{"the user's words come last", bootOptions{cmdline: "reboot=t x"}, []string{machine.PanicWord, "reboot=t x"}, ""},
 		{"bare", bootOptions{cmdline: "only this", bareCmdline: true}, []string{"only this"}, "console"},
 	}

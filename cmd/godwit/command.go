@@ -22,9 +22,9 @@ import (
 // command has ended.
 const shutdownTimeout = 30 * time.Second
 
-// bootCommand boots a guest, runs one command in it by its agent on the second
-// serial port, and powers it off.
-func bootCommand(ctx context.Context, sys *kvm.System, c machine.Config, o *bootOptions) error {
+// bootCommand boots a guest, runs one command in it by its agent, and powers it
+// off.
+func bootCommand(ctx context.Context, sys *kvm.System, c machine.Config, o *bootOptions, i *instance) (err error) {
 	ctx, kill := context.WithCancelCause(ctx)
 	defer kill(nil)
 	fromGuest, toHost := io.Pipe()
@@ -40,6 +40,11 @@ func bootCommand(ctx context.Context, sys *kvm.System, c machine.Config, o *boot
 	var current atomic.Pointer[machine.Machine]
 	current.Store(m)
 	defer watchSignals(&current, kill, unix.SIGTERM)()
+	stopAPI, err := i.serveAPI(&current)
+	if err != nil {
+		return errors.Join(err, m.Close())
+	}
+	defer func() { err = errors.Join(err, stopAPI()) }()
 
 	// The command's context ends with the machine, whatever ends that.
 	running, ended := context.WithCancel(ctx)
@@ -52,7 +57,7 @@ func bootCommand(ctx context.Context, sys *kvm.System, c machine.Config, o *boot
 		// Only now, for the serial port was still being flushed into it.
 		toHost.Close()
 	})
-	exit, commandErr := runCommand(running, kill, &line{fromGuest, m, running}, o)
+	exit, commandErr := runCommand(running, kill, &line{fromGuest, m, running}, o, i)
 	if commandErr != nil && !isDone(running) {
 		kill(commandErr)
 	}
@@ -64,6 +69,7 @@ func bootCommand(ctx context.Context, sys *kvm.System, c machine.Config, o *boot
 	}
 	fromGuest.CloseWithError(io.ErrClosedPipe)
 	wg.Wait()
+	current.Store(nil)
 	machineErr = errors.Join(machineErr, m.Close())
 
 	if commandErr == nil && machineErr == nil && outcome != machine.Panicked {
@@ -79,14 +85,58 @@ func bootCommand(ctx context.Context, sys *kvm.System, c machine.Config, o *boot
 	return fmt.Errorf("the guest %v before its command ended", outcome)
 }
 
-// runCommand runs the command of o by the agent that answers on rw, and asks
-// the guest to power off after it.
-func runCommand(ctx context.Context, kill context.CancelCauseFunc, rw io.ReadWriteCloser, o *bootOptions) (agent.Exit, error) {
-	client, err := agent.Dial(ctx, rw)
+// firstClient connects to the guest's agent by vsock or on the second serial port,
+// whichever it serves: that depends on the guest's kernel. stop ends the
+// connection.
+func firstClient(ctx context.Context, i *instance, serial io.ReadWriteCloser) (_ *agent.Client, stop func(), _ error) {
+	type answer struct {
+		client *agent.Client
+		stop   func()
+		err    error
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answers := make(chan answer, 2)
+	lines := 1
+	go func() {
+		client, err := agent.Dial(ctx, serial)
+		answers <- answer{client, func() { _ = client.Close() }, err}
+	}()
+	if i.bell != nil {
+		lines++
+		go func() {
+			client, bell, err := i.awaitUp(ctx)
+			answers <- answer{client, func() { _ = errors.Join(client.Close(), bell.Close()) }, err}
+		}()
+	}
+	var first *answer
+	var errs []error
+	for range lines {
+		a := <-answers
+		switch {
+		case a.err != nil:
+			errs = append(errs, a.err)
+		case first == nil:
+			first = &a
+			cancel()
+		default:
+			a.stop()
+		}
+	}
+	if first == nil {
+		return nil, nil, errors.Join(errs...)
+	}
+	return first.client, first.stop, nil
+}
+
+// runCommand runs the command of o by the agent, and asks the guest to power off
+// after it.
+func runCommand(ctx context.Context, kill context.CancelCauseFunc, serial io.ReadWriteCloser, o *bootOptions, i *instance) (agent.Exit, error) {
+	client, stopClient, err := firstClient(ctx, i, serial)
 	if err != nil {
 		return agent.Exit{}, err
 	}
-	defer client.Close()
+	defer stopClient()
 	cmd := agent.Command{Args: o.command, Stdout: os.Stdout, Stderr: os.Stderr}
 	if !background(os.Stdin) {
 		cmd.Stdin = os.Stdin
@@ -102,7 +152,7 @@ func runCommand(ctx context.Context, kill context.CancelCauseFunc, rw io.ReadWri
 		keys, typed := io.Pipe()
 		go func() {
 			var e escape
-			_, err := io.Copy(typed, &escapeReader{in: os.Stdin, e: &e, quit: func() { kill(errQuit) }})
+			_, err := io.Copy(typed, &filteredReader{in: os.Stdin, filter: e.filter, quit: func() { kill(errQuit) }})
 			typed.CloseWithError(err)
 		}()
 		defer keys.Close()
@@ -208,19 +258,21 @@ func (t *tail) dump(w io.Writer) {
 	}
 }
 
-// escapeReader reads what is typed, less the quit sequence.
-type escapeReader struct {
-	in   io.Reader
-	e    *escape
-	quit func()
+// filteredReader reads what is typed, less the sequence that quits.
+type filteredReader struct {
+	in io.Reader
+	// filter gives what of the typed bytes is for the guest, at most one
+	// more, and whether the user wants to quit.
+	filter func(in []byte) (out []byte, quit bool)
+	quit   func()
 }
 
 // Read returns what is typed for the guest, and io.EOF once the user quits.
-func (r *escapeReader) Read(p []byte) (int, error) {
+func (r *filteredReader) Read(p []byte) (int, error) {
 	raw := make([]byte, max(1, len(p)/2))
 	for {
 		n, err := r.in.Read(raw)
-		out, quit := r.e.filter(raw[:n])
+		out, quit := r.filter(raw[:n])
 		if quit {
 			r.quit()
 			return 0, io.EOF

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/godwit-vmm/godwit/kvm"
@@ -24,16 +25,44 @@ var errKilled = errors.New("killed")
 
 // bootConsole boots a guest whose serial console is this terminal, again after
 // each reboot.
-func bootConsole(ctx context.Context, sys *kvm.System, c machine.Config, o *bootOptions) error {
+func bootConsole(ctx context.Context, sys *kvm.System, c machine.Config, o *bootOptions, i *instance) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var current atomic.Pointer[machine.Machine]
 	stopSignals := watchSignals(&current, cancel, unix.SIGTERM, unix.SIGINT)
 	defer stopSignals()
+	stopAPI, err := i.serveAPI(&current)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stopAPI()) }()
+
+	c.Console = os.Stdout
+	d, err := newDetached(i)
+	if err != nil {
+		return err
+	}
+	var up func() error
+	if d != nil {
+		c.Console, up = d, d.up
+		d.watch(func() { cancel(errAbandoned) })
+		defer func() {
+			if err != nil {
+				d.failed()
+			}
+		}()
+	}
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel(nil)
+	watching.Go(func() {
+		if err := i.watch(ctx, up); err != nil {
+			cancel(err)
+		}
+	})
 
 	// The machine is built before the terminal is touched, so that an error
 	// about a file looks as it should.
-	c.Console = os.Stdout
 	m, err := machine.New(sys, c)
 	if err != nil {
 		return err

@@ -15,7 +15,7 @@ func newGuest() *cobra.Command {
 		Short: "Prepare what runs inside guests: a kernel and an initramfs",
 		Args:  cobra.NoArgs,
 	}
-	c.AddCommand(newGuestKernel(), newGuestInitramfs(), newGuestStatus())
+	c.AddCommand(newGuestKernel(), newGuestInitramfs(), newGuestImage(), newGuestStatus())
 	return c
 }
 

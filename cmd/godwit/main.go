@@ -45,12 +45,15 @@ itself failed or the guest crashed.`,
 		Example: `  godwit doctor                             what this host can do
   godwit boot                               a shell in a guest
   godwit boot --cpus 2 -- uname -a          run a command in a guest
+  godwit boot --name web --wait             a guest in the background
+  godwit exec web -- uname -a               run a command there
+  godwit cp site/. web:/srv/www             copy files there
   godwit boot --kernel vmlinuz --initrd initrd.img --cmdline 'root=/dev/vda'`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       version.String(),
 	}
 	root.SetVersionTemplate("godwit {{.Version}}\n")
-	root.AddCommand(newBoot(), newDoctor(), newGuest(), newBench(), newVersion())
+	root.AddCommand(newBoot(), newExec(), newCp(), newWait(), newBalloon(), newDoctor(), newGuest(), newBench(), newVersion())
 	return root
 }

@@ -70,3 +70,31 @@ func (e *escape) filter(in []byte) (out []byte, quit bool) {
 	}
 	return out, false
 }
+
+// tilde watches what is typed for the sequence of ssh(1) that breaks a connection
+// off: ~ . at the start of a line. There ~ ~ is one ~ for the guest.
+type tilde struct {
+	inLine  bool // something was typed since the last end of line
+	pending bool
+}
+
+// filter returns what of the typed bytes is for the guest, and whether the user
+// wants to quit.
+func (e *tilde) filter(in []byte) (out []byte, quit bool) {
+	out = make([]byte, 0, len(in)+1)
+	for _, b := range in {
+		switch {
+		case !e.inLine && !e.pending && b == '~':
+			e.pending = true
+			continue
+		case e.pending && b == '.':
+			return out, true
+		case e.pending && b != '~':
+			out = append(out, '~')
+		}
+		e.pending = false
+		e.inLine = b != '\r' && b != '\n'
+		out = append(out, b)
+	}
+	return out, false
+}

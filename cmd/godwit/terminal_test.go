@@ -52,14 +52,14 @@ func TestEscapeReader(t *testing.T) {
 		"whole":        strings.NewReader(text),
 		"byte by byte": iotest.OneByteReader(strings.NewReader(text)),
 	} {
-		r := &escapeReader{in: in, e: new(escape), quit: func() { t.Error(name, "quit") }}
+		r := &filteredReader{in: in, filter: new(escape).filter, quit: func() { t.Error(name, "quit") }}
 		got, err := io.ReadAll(r)
 		if err != nil || string(got) != want {
 			t.Errorf("%s: %d bytes, %v, want %d", name, len(got), err, len(want))
 		}
 	}
 	quit := false
-	r := &escapeReader{in: strings.NewReader("ab\x01xcd"), e: new(escape), quit: func() { quit = true }}
+	r := &filteredReader{in: strings.NewReader("ab\x01xcd"), filter: new(escape).filter, quit: func() { quit = true }}
 	if _, err := io.ReadAll(r); err != nil || !quit {
 		t.Errorf("quit %v, %v", quit, err)
 	}
@@ -81,5 +81,40 @@ func TestTail(t *testing.T) {
 	}
 	if len(w.buf) > 2*w.limit {
 		t.Errorf("%d bytes kept", len(w.buf))
+	}
+}
+
+func TestTilde(t *testing.T) {
+	tests := []struct {
+		name  string
+		typed []string // one element a read
+		want  string
+		quit  bool
+	}{
+		{"plain", []string{"ls ~\r"}, "ls ~\r", false},
+		{"at once", []string{"~."}, "", true},
+		{"after a line", []string{"ls\r~.x"}, "ls\r", true},
+		{"in two reads", []string{"ls\n~", "."}, "ls\n", true},
+		{"inside a line", []string{"ls ~."}, "ls ~.", false},
+		{"one for the guest", []string{"~~."}, "~.", false},
+		{"home", []string{"~/x\r"}, "~/x\r", false},
+		{"an empty line", []string{"~\r~."}, "~\r", true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var e tilde
+			var got []byte
+			quit := false
+			for _, read := range tt.typed {
+				var out []byte
+				out, quit = e.filter([]byte(read))
+				if got = append(got, out...); quit {
+					break
+				}
+			}
+			if string(got) != tt.want || quit != tt.quit {
+				t.Errorf("%q, quit %v, want %q, %v", got, quit, tt.want, tt.quit)
+			}
+		})
 	}
 }

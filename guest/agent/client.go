@@ -66,7 +66,7 @@ func dial(rw io.ReadWriteCloser) (*Client, error) {
 		pings:    make(map[uint16]chan struct{}),
 		done:     make(chan struct{}),
 	}
-	r := bufio.NewReader(rw)
+	r := bufio.NewReaderSize(rw, 2*maxData)
 	if err := shakeHands(rw, r); err != nil {
 		return nil, err
 	}

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+	"unicode"
 )
 
 // Command is what to run in the guest.
@@ -154,9 +156,19 @@ func (s *session) failure() error {
 		return s.err
 	}
 	if s.result.Error != "" {
-		return errors.New(s.result.Error)
+		return errors.New(printable(s.result.Error))
 	}
 	return nil
+}
+
+// printable is a text of the guest that a terminal does not obey.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, text)
 }
 
 // Put writes a file in the guest, as a whole: a reader of the path sees the

@@ -53,6 +53,39 @@ func (s *serverSession) get(req request) (fs.FileMode, error) {
 	return info.Mode().Perm(), s.finish(stdout)
 }
 
+// putTree puts a tree that the client sends. The client is trusted, as it can run
+// any command.
+func (s *serverSession) putTree(req request) (Copied, error) {
+	copied, err := receiveTree(s.in[stdin], req.Path, receiveOptions{trusted: true, owners: req.Owners})
+	if err == nil && s.isAbandoned() {
+		err = errors.New("broken off")
+	}
+	return copied, err
+}
+
+// getTree sends a tree to the client.
+func (s *serverSession) getTree(req request) (Copied, error) {
+	copied, err := sendTree(streamWriter{s.channel, stdout}, req.Path, req.Follow, nil)
+	if err != nil {
+		return copied, err
+	}
+	return copied, s.finish(stdout)
+}
+
+// streamWriter writes to a stream of a session.
+type streamWriter struct {
+	channel *channel
+	stream  stream
+}
+
+// Write returns when all of p is on its way.
+func (w streamWriter) Write(p []byte) (int, error) {
+	if err := w.channel.write(w.stream, p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
 func (s *serverSession) isAbandoned() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -10,7 +10,7 @@ import (
 // windowSize is how many bytes of one stream may be under way: sent, and not
 // yet taken by whoever reads the stream. A slow reader thereby holds up its
 // own stream only, and costs the receiver no more memory than this.
-const windowSize = 64 << 10
+const windowSize = 256 << 10
 
 // window is what the sender of a stream may still send.
 type window struct {

@@ -44,7 +44,7 @@ const (
 	maxPayload = 1<<16 - 1
 	// maxData is the most that is sent as one data frame, so that no
 	// session keeps the others waiting for long on a slow line.
-	maxData = 8 << 10
+	maxData = 32 << 10
 )
 
 // ErrCorrupt is wrapped by errors about bytes that are not the protocol's.

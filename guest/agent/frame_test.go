@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net"
 	"testing"
 )
 
@@ -128,5 +129,50 @@ func FuzzServer(f *testing.F) {
 			io.Writer
 			io.Closer
 		}{bytes.NewReader(in), io.Discard, io.NopCloser(nil)})
+	})
+}
+
+// FuzzClient lets a server that made it through the preamble send anything, while
+// a command and a copy are waiting for it.
+func FuzzClient(f *testing.F) {
+	hello := appendFrame(nil, frame{kind: kindHello, payload: []byte(`{"protocol":1}`)})
+	with := func(frames ...frame) []byte {
+		line := bytes.Clone(hello)
+		for _, f := range frames {
+			line = appendFrame(line, f)
+		}
+		return line
+	}
+	f.Add(with(frame{kind: kindExit, session: 1, payload: []byte(`{"code":3}`)}, frame{kind: kindExit, session: 2, payload: []byte(`{"error":"no"}`)}))
+	f.Add(with(frame{kind: kindData, stream: stdout, session: 1, payload: []byte("hello")}, frame{kind: kindEOF, stream: stdout, session: 1}))
+	f.Add(with(frame{kind: kindCredit, stream: stdin, session: 1, payload: []byte{0xff, 0xff, 0xff, 0xff}}))
+	f.Add(with(frame{kind: kindData, stream: stdout, session: 2, payload: make([]byte, 5000)}, frame{kind: kindPong, session: 3}))
+	f.Add(with(frame{kind: kindData, stream: stdin, session: 2}, frame{kind: kindOpen, session: 9}))
+	f.Add([]byte("garbage"))
+	f.Fuzz(func(t *testing.T, line []byte) {
+		near, far := net.Pipe()
+		go func() {
+			defer far.Close()
+			far.Write(beacon().bytes())
+			client, err := readPreamble(bufio.NewReaderSize(far, preambleSize), string(roleClient))
+			if err != nil {
+				return
+			}
+			go io.Copy(io.Discard, far)
+			far.Write(preamble{role: roleServer, nonce: client.nonce}.bytes())
+			far.Write(line)
+		}()
+		c, err := Dial(t.Context(), near)
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		p, err := c.Start(Command{Args: []string{"x"}, Stdin: bytes.NewReader(make([]byte, 2*windowSize))})
+		// The connection ends behind the line, and with it all that waits.
+		c.Download(t.Context(), "x", t.TempDir(), CopyOptions{})
+		if err == nil {
+			p.Wait()
+		}
+		<-c.Done()
 	})
 }

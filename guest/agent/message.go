@@ -39,9 +39,12 @@ type Size struct {
 
 // What a session can be for.
 const (
-	opExec = "exec"
-	opPut  = "put"
-	opGet  = "get"
+	opExec    = "exec"
+	opPut     = "put"
+	opGet     = "get"
+	opPutTree = "put-tree"
+	opGetTree = "get-tree"
+	opSetTime = "set-time"
 )
 
 // request opens a session.
@@ -53,13 +56,19 @@ type request struct {
 	TTY  *Size       `json:"tty,omitempty"`
 	Path string      `json:"path,omitempty"`
 	Mode fs.FileMode `json:"mode,omitempty"`
+	// Follow and Owners are as in CopyOptions.
+	Follow bool `json:"follow,omitempty"`
+	Owners bool `json:"owners,omitempty"`
+	// Time is in nanoseconds since 1970.
+	Time int64 `json:"time,omitempty"`
 }
 
 // result ends a session.
 type result struct {
 	Exit
-	Mode  fs.FileMode `json:"mode,omitempty"`
-	Error string      `json:"error,omitempty"`
+	Mode   fs.FileMode `json:"mode,omitempty"`
+	Copied Copied      `json:"copied,omitzero"`
+	Error  string      `json:"error,omitempty"`
 }
 
 // Exit is how a command ended.

@@ -36,6 +36,12 @@ func newNonce() (n nonce) {
 	return n
 }
 
+// nonceText is a random name.
+func nonceText() string {
+	n := newNonce()
+	return string(n[:])
+}
+
 const (
 	roleClient = '?'
 	roleServer = '!'

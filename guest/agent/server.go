@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // maxSessions bounds how many sessions run at once on one connection.
@@ -22,6 +23,8 @@ type Server struct {
 	Reaper *Reaper
 	// Shutdown powers the machine off or reboots it.
 	Shutdown func(reboot bool) error
+	// SetTime sets the clock; nil if that cannot be.
+	SetTime func(time.Time) error
 }
 
 // connection is one client of a server.
@@ -62,7 +65,7 @@ func (s *Server) serve(rw io.ReadWriteCloser) error {
 	if _, err := rw.Write(beacon().bytes()); err != nil {
 		return err
 	}
-	r := bufio.NewReader(rw)
+	r := bufio.NewReaderSize(rw, 2*maxData)
 	client, err := readPreamble(r, string(roleClient))
 	buf := make([]byte, headerSize+maxPayload)
 	for err == nil {
@@ -204,6 +207,12 @@ func (c *connection) run(s *serverSession, req request) result {
 		err = s.put(req)
 	case opGet:
 		res.Mode, err = s.get(req)
+	case opPutTree:
+		res.Copied, err = s.putTree(req)
+	case opGetTree:
+		res.Copied, err = s.getTree(req)
+	case opSetTime:
+		err = c.setTime(time.Unix(0, req.Time))
 	default:
 		err = fmt.Errorf("the agent cannot %q", req.Op)
 	}
@@ -211,6 +220,13 @@ func (c *connection) run(s *serverSession, req request) result {
 		res.Error = err.Error()
 	}
 	return res
+}
+
+func (c *connection) setTime(t time.Time) error {
+	if c.SetTime == nil {
+		return errors.New("this agent does not set the clock")
+	}
+	return c.SetTime(t)
 }
 
 // end kills what runs for the client and waits for it.

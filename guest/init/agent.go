@@ -14,10 +14,9 @@ import (
 	"github.com/godwit-vmm/godwit/guest/agent"
 )
 
-// serveAgent serves the agent protocol on a serial port (ttyS1) or on virtio
-// console ports (vport:PREFIX). It returns only if there is no such port.
-func serveAgent(where string, children *agent.Reaper) error {
-	server := &agent.Server{
+// newAgent is the server of all lines that there are.
+func newAgent(children *agent.Reaper) *agent.Server {
+	return &agent.Server{
 		Version: version(),
 		Reaper:  children,
 		Shutdown: func(again bool) error {
@@ -26,10 +25,52 @@ func serveAgent(where string, children *agent.Reaper) error {
 			}
 			return power(poweroff)
 		},
+		SetTime: agent.SetClock,
 	}
-	prefix, virtio := strings.CutPrefix(where, "vport:")
+}
+
+// serveVsock serves the agent protocol to a host that has given this machine a
+// vsock device, and tells it that the machine is up. It tells whether there is
+// such a device.
+func serveVsock(server *agent.Server) bool {
+	l, err := agent.ListenVsock(agent.Port)
+	if errors.Is(err, agent.ErrNoVsock) {
+		return false
+	}
+	if err != nil {
+		complain(fmt.Errorf("agent: %w", err))
+		return false
+	}
+	go func() { complain(server.ServeVsock(l)) }()
+	go agent.Announce(nil)
+	return true
+}
+
+// serveAgent serves the agent protocol on the first line that there is of those
+// in where, separated by commas: vsock, which is served already if there is such
+// a device, a serial port (ttyS1), or virtio console ports (vport:PREFIX). It
+// returns only if there is none.
+func serveAgent(server *agent.Server, where string, overVsock bool) error {
+	var errs []error
+	for line := range strings.SplitSeq(where, ",") {
+		if line != "vsock" {
+			errs = append(errs, serveLine(server, line))
+			continue
+		}
+		if overVsock {
+			select {}
+		}
+		errs = append(errs, fmt.Errorf("agent: %w", agent.ErrNoVsock))
+	}
+	return errors.Join(errs...)
+}
+
+// serveLine serves one client after the other on a serial port or on each of
+// some virtio console ports.
+func serveLine(server *agent.Server, line string) error {
+	prefix, virtio := strings.CutPrefix(line, "vport:")
 	if !virtio {
-		return servePort(server, func() (*os.File, error) { return openSerial(filepath.Join("/dev", where)) })
+		return servePort(server, func() (*os.File, error) { return openSerial(filepath.Join("/dev", line)) })
 	}
 	ports, err := virtioPorts(prefix)
 	if err != nil {

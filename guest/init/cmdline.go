@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -18,6 +19,8 @@ type options struct {
 	cols     uint16
 	thp      bool
 	holdKVM  bool
+	network  string // how: netAuto and so on
+	root     rootOptions
 }
 
 func parseCmdline(line string) options {
@@ -31,7 +34,7 @@ func parseCmdline(line string) options {
 		case "godwit.hostname":
 			o.hostname = value
 		case "godwit.ip":
-			o.address, o.gateway, err = parseIP(value)
+			err = o.parseIP(value)
 		case "godwit.modules":
 			o.modules = append(o.modules, strings.Split(value, ",")...)
 		case "godwit.term":
@@ -42,6 +45,18 @@ func parseCmdline(line string) options {
 			o.holdKVM = true
 		case "godwit.thp":
 			o.thp = true
+		case "root":
+			o.root.device = value
+		case "rootfstype":
+			o.root.fstype = value
+		case "rootflags":
+			o.root.flags = value
+		case "rootwait":
+			o.root.wait = true
+		case "init":
+			o.root.init = value
+		case "rw", "ro":
+			o.root.rw = key == "rw"
 		}
 		if err != nil {
 			complain(fmt.Errorf("%s on the kernel command line: %w", word, err))
@@ -50,12 +65,26 @@ func parseCmdline(line string) options {
 	return o
 }
 
+// parseIP reads dhcp, off, or ADDRESS/LENGTH[,GATEWAY].
+func (o *options) parseIP(s string) (err error) {
+	if s == netDHCP || s == netOff {
+		o.network = s
+		return nil
+	}
+	o.network = netStatic
+	o.address, o.gateway, err = parseIP(s)
+	if err != nil {
+		o.network = netOff
+	}
+	return err
+}
+
 // parseIP reads ADDRESS/LENGTH[,GATEWAY].
 func parseIP(s string) (netip.Prefix, netip.Addr, error) {
 	a, g, more := strings.Cut(s, ",")
 	address, err := netip.ParsePrefix(a)
 	if err != nil || !address.Addr().Is4() {
-		return netip.Prefix{}, netip.Addr{}, fmt.Errorf("want an IPv4 address and prefix length such as 10.0.0.2/24")
+		return netip.Prefix{}, netip.Addr{}, errors.New("want dhcp, off, or an IPv4 address and prefix length such as 10.0.0.2/24")
 	}
 	if !more {
 		return address, netip.Addr{}, nil

@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -16,11 +18,11 @@ func command(name string, args []string) int {
 	var err error
 	switch name {
 	case "poweroff":
-		err = power(poweroff)
+		err = powerCommand(poweroff, args)
 	case "reboot":
-		err = power(reboot)
+		err = powerCommand(reboot, args)
 	case "halt":
-		err = power(halt)
+		err = powerCommand(halt, args)
 	case "nproc":
 		err = nproc()
 	case "modprobe":
@@ -33,6 +35,14 @@ func command(name string, args []string) int {
 		return 1
 	}
 	return 0
+}
+
+// powerCommand ends the machine, with -f without asking init.
+func powerCommand(how int, args []string) error {
+	if slices.Contains(args, "-f") {
+		return endNow(how)
+	}
+	return power(how)
 }
 
 // nproc prints how many CPUs this process may run on.
@@ -48,6 +58,12 @@ func nproc() error {
 // modprobe loads modules by name or alias. The kernel calls it with -q and --
 // for what it misses.
 func modprobe(args []string) error {
+	// In another root file system the modules are where this program is.
+	if self, err := os.Executable(); err == nil && filepath.Dir(self) == ownFiles {
+		if err := unix.Chroot(ownFiles); err != nil {
+			return err
+		}
+	}
 	loader, err := kmod.NewLoader()
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -24,6 +25,21 @@ func consoleDevice() string {
 	return "/dev/console"
 }
 
+// reopenConsole makes the console this process's input and output, if the kernel
+// could not: the driver of a virtio console is a module, so that there was no
+// console before the modules were loaded.
+func reopenConsole() error {
+	var console unix.Stat_t
+	if err := unix.Fstat(2, &console); err != nil || console.Rdev != unix.Mkdev(1, 3) {
+		return err // what the Go runtime has put there is /dev/null
+	}
+	fd, err := unix.Open("/dev/console", unix.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return fmt.Errorf("console: %w", err)
+	}
+	return errors.Join(unix.Dup2(fd, 0), unix.Dup2(fd, 1), unix.Dup2(fd, 2), unix.Close(fd))
+}
+
 // runShell runs a shell on the console, as the leader of its own session, and
 // returns when it ends.
 func runShell(o options, children *agent.Reaper) error {
@@ -40,13 +56,14 @@ func runShell(o options, children *agent.Reaper) error {
 		}
 	}
 	fd := tty.Fd()
-	child, err := children.Start("/bin/sh", []string{"sh"}, &syscall.ProcAttr{
+	file := shell()
+	child, err := children.Start(file, []string{filepath.Base(file)}, &syscall.ProcAttr{
 		Env:   os.Environ(),
 		Files: []uintptr{fd, fd, fd},
 		Sys:   &syscall.SysProcAttr{Setsid: true, Setctty: true},
 	})
 	if err != nil {
-		return fmt.Errorf("console: start /bin/sh: %w", err)
+		return fmt.Errorf("console: start %s: %w", file, err)
 	}
 	child.Wait()
 	return nil

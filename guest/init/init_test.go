@@ -12,7 +12,8 @@ import (
 
 func TestParseCmdline(t *testing.T) {
 	got := parseCmdline("console=ttyS0 godwit.agent=ttyS1 godwit.hostname=h1 godwit.ip=10.77.0.1/24,10.77.0.254 " +
-		"godwit.modules=a,b quiet godwit.modules=c godwit.term=xterm godwit.winsize=33x99 godwit.thp godwit.holdkvm\n")
+		"godwit.modules=a,b quiet godwit.modules=c godwit.term=xterm godwit.winsize=33x99 godwit.thp godwit.holdkvm " +
+		"root=LABEL=a=b ro rw rootfstype=ext4,xfs rootflags=noatime,data=ordered rootwait init=/bin/sh\n")
 	want := options{
 		agent:    "ttyS1",
 		hostname: "h1",
@@ -24,12 +25,26 @@ func TestParseCmdline(t *testing.T) {
 		cols:     99,
 		thp:      true,
 		holdKVM:  true,
+		network:  netStatic,
+		root: rootOptions{
+			device: "LABEL=a=b", fstype: "ext4,xfs", flags: "noatime,data=ordered", init: "/bin/sh", rw: true, wait: true,
+		},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if got, want := parseCmdline(""), (options{hostname: "godwit", term: "linux"}); !reflect.DeepEqual(got, want) {
 		t.Errorf("empty: got %+v, want %+v", got, want)
+	}
+}
+
+func TestNetworkWords(t *testing.T) {
+	for line, want := range map[string]string{
+		"": netAuto, "godwit.ip=dhcp": netDHCP, "godwit.ip=off": netOff, "godwit.ip=10.0.0.1/8": netStatic, "godwit.ip=nonsense": netOff,
+	} {
+		if got := parseCmdline(line).network; got != want {
+			t.Errorf("%q: %q, want %q", line, got, want)
+		}
 	}
 }
 

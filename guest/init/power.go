@@ -4,8 +4,10 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,18 +19,69 @@ const (
 	halt     = unix.LINUX_REBOOT_CMD_HALT
 )
 
-// power writes what is dirty to the disks, and what was printed to the console,
-// and ends the machine. It returns only on failure.
+// signals ask the first process to end the machine. They are those that other
+// small inits understand.
+var signals = map[int]syscall.Signal{
+	poweroff: syscall.SIGUSR2,
+	reboot:   syscall.SIGTERM,
+	halt:     syscall.SIGUSR1,
+}
+
+// power asks the first process, which may be this one, to end the machine, and
+// does not return. It returns if there is nobody to ask.
 func power(how int) error {
-	unix.Sync()
-	if console, err := os.OpenFile("/dev/console", os.O_WRONLY|unix.O_NOCTTY, 0); err == nil {
-		// As tcdrain(3). A console that cannot is no reason to stay on.
-		unix.IoctlSetInt(int(console.Fd()), unix.TCSBRK, 1)
+	if err := syscall.Kill(1, signals[how]); err != nil {
+		return fmt.Errorf("ask init to end: %w", err)
 	}
+	for {
+		// With its signals handled by the runtime, it sleeps until its end.
+		_ = unix.Pause()
+	}
+}
+
+// watchSignals ends the machine when somebody asks for it. The first who does is
+// the one who says how.
+func watchSignals() {
+	asked := make(chan os.Signal, 1)
+	for _, s := range signals {
+		signal.Notify(asked, s)
+	}
+	go func() {
+		s := <-asked
+		for how, want := range signals {
+			if s == want {
+				complain(end(how))
+			}
+		}
+	}()
+}
+
+// end ends all processes, brings the disks to rest and what was printed to the
+// console, and ends the machine. It returns only on failure.
+func end(how int) error {
+	complain(endProcesses())
+	complain(settleDisks())
+	drainConsole()
+	return endNow(how)
+}
+
+// endNow ends the machine without further ado.
+func endNow(how int) error {
+	unix.Sync()
 	if err := unix.Reboot(how); err != nil {
 		return fmt.Errorf("reboot(2): %w", err)
 	}
 	return nil
+}
+
+// drainConsole waits until what was printed to the console is sent, as
+// tcdrain(3).
+func drainConsole() {
+	if console, err := os.OpenFile("/dev/console", os.O_WRONLY|unix.O_NOCTTY, 0); err == nil {
+		// A console that cannot is no reason to stay on.
+		unix.IoctlSetInt(int(console.Fd()), unix.TCSBRK, 1)
+		console.Close()
+	}
 }
 
 // Values of struct input_event (linux/input-event-codes.h).

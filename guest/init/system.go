@@ -11,8 +11,13 @@ import (
 	"github.com/godwit-vmm/godwit/guest/kmod"
 )
 
-// path is where commands are: u-root's in /bbin, godwit's own in /bin.
-const path = "/bbin:/bin:/sbin:/usr/bin:/usr/sbin:/usr/local/bin"
+const (
+	// path is where commands are: u-root's in /bbin, godwit's own in /bin.
+	path = "/bbin:/bin:/sbin:/usr/bin:/usr/sbin:/usr/local/bin"
+	// rootPath is the same in a root file system: its own come first, and
+	// then those that godwit brings along, for a system that has few or none.
+	rootPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:" + ownFiles + "/bin:" + ownFiles + "/bbin"
+)
 
 // mounts are the file systems of a running system, in the order that their
 // mount points need.
@@ -58,14 +63,29 @@ func mountAll() error {
 }
 
 func setEnvironment(o options) {
-	complain(unix.Sethostname([]byte(o.hostname)))
+	home, commands := "/root", path
+	if o.root.device != "" {
+		commands = rootPath
+	}
+	if err := os.MkdirAll(home, 0o700); err != nil {
+		home = "/" // of an image that cannot be written
+	}
 	for name, value := range map[string]string{
-		"PATH": path, "HOME": "/root", "USER": "root", "SHELL": "/bin/sh", "TERM": o.term,
+		"PATH": commands, "HOME": home, "USER": "root", "SHELL": shell(), "TERM": o.term,
 	} {
 		complain(os.Setenv(name, value))
 	}
-	complain(os.MkdirAll("/root", 0o700))
-	complain(os.Chdir("/root"))
+	complain(os.Chdir(home))
+}
+
+// shell is the shell of the root file system, or the one that godwit brings along.
+func shell() string {
+	for _, file := range []string{"/bin/bash", "/bin/sh"} {
+		if unix.Access(file, unix.X_OK) == nil {
+			return file
+		}
+	}
+	return filepath.Join(ownFiles, "bin/sh")
 }
 
 // makeNode makes a device file whose driver is loaded when it is opened.

@@ -25,13 +25,14 @@ func imageRecords(kernel guest.Kernel, image string, programs []cpio.Record) ([]
 		cpio.Directory("root", 0o700),
 		cpio.Directory("tmp", 0o1777),
 	)
-	for _, dir := range []string{"proc", "sys", "run", "mnt", "usr/bin", "var/log"} {
+	for _, dir := range []string{"proc", "sys", "run", "mnt", "newroot", "usr/bin", "var/log"} {
 		records = append(records, cpio.Directory(dir, 0o755))
 	}
 	// Not in /sbin, where the kernel would run modprobe many times while it
 	// starts, for modules that it can do without: init tells it the path.
 	for _, name := range []string{"modprobe", "poweroff", "reboot", "halt", "nproc"} {
-		records = append(records, cpio.Symlink(path.Join("bin", name), "/init"))
+		// Relative, because init may put all this into another folder.
+		records = append(records, cpio.Symlink(path.Join("bin", name), "../init"))
 	}
 	modules, err := moduleRecords(kernel, image)
 	if err != nil {

@@ -40,13 +40,13 @@ type Case struct {
 
 // Cases lists all benchmarks in the order in which they run.
 func Cases() []Case {
-	return []Case{
+	return slices.Concat([]Case{
 		{Name: "start", What: "start a VMM, run a guest that powers off at once, end", Run: runStart},
 		{Name: "pio", What: "round trip of a port write to a device in the VMM", Run: runPortIO},
 		{Name: "mmio", What: "round trip of an MMIO write to a device in the VMM", Run: runMMIO},
 		{Name: "rss", What: "resident memory of the VMM beyond guest memory", Run: runRSS},
 		{Name: "linux-boot", What: "processor time of the VMM process from start to Linux's init", Explicit: true, Run: runLinuxBoot},
-	}
+	}, blockCases(), netCases(), vsockCases())
 }
 
 // Env is what a case gets to work with.

@@ -32,14 +32,23 @@ func GodwitFiles(program string, kernel guest.Kernel) ([]File, error) {
 	if err != nil {
 		return nil, err
 	}
-	const kernels = "/root/.cache/godwit/kernels"
+	// User networking needs this one; not every build has it.
+	helper := filepath.Join(filepath.Dir(program), "godwit-net")
+	const (
+		bin     = "/usr/local/bin"
+		kernels = "/root/.cache/godwit/kernels"
+	)
 	dir := filepath.Join(kernels, kernel.Version)
-	return []File{
-		{To: "/usr/local/bin/godwit", From: program},
+	files := []File{
+		{To: filepath.Join(bin, "godwit"), From: program},
 		{To: filepath.Join(dir, filepath.Base(kernel.Path)), From: kernel.Path},
 		{To: filepath.Join(dir, filepath.Base(image)), From: image},
 		{To: filepath.Join(kernels, "current"), Link: kernel.Version},
-	}, nil
+	}
+	if _, err := os.Stat(helper); err == nil {
+		files = append(files, File{To: filepath.Join(bin, filepath.Base(helper)), From: helper})
+	}
+	return files, nil
 }
 
 // composeInitrd makes the initramfs of a host: the image from the cache with an

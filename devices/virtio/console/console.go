@@ -116,6 +116,12 @@ func (d *Device) setSize(cols, rows uint16) {
 	binary.LittleEndian.PutUint16(d.space[configRows:], rows)
 }
 
+func (d *Device) hasSize() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return [4]byte(d.space[configCols:]) != [4]byte{}
+}
+
 // Send gives the guest input. It returns when the device has taken all of p, of
 // which it holds 4 KiB for a guest that does not read, and else with how much it
 // has taken and why not more.

@@ -313,6 +313,8 @@ func TestConfigSpace(t *testing.T) {
 	if got := driver.Config(0, 16); !bytes.Equal(got, append([]byte{80, 0, 25}, make([]byte, 13)...)) {
 		t.Errorf("configuration is % x", got)
 	}
+	// Linux looks at the size only then.
+	driver.AwaitConfigChange()
 	d.Resize(300, 100)
 	driver.AwaitConfigChange()
 	if got := driver.Config(0, 4); !bytes.Equal(got, []byte{0x2c, 1, 100, 0}) {

@@ -41,6 +41,7 @@ type service struct {
 	chain             virtio.Chain
 	sent              uint32 // how much of the first chain in transmit is taken
 	failed            bool
+	announced         bool // the driver was told to look at the size
 }
 
 // Start begins to serve the queues.
@@ -94,6 +95,7 @@ func (s *service) add(q *virtio.Queue, serve func() (again bool, _ error)) error
 		if s.failed {
 			return
 		}
+		s.announceSize()
 		again, err := serve()
 		q.Notify()
 		switch {
@@ -104,6 +106,15 @@ func (s *service) add(q *virtio.Queue, serve func() (again bool, _ error)) error
 			q.Kick()
 		}
 	})
+}
+
+// announceSize tells the driver once to look at the size of the terminal: Linux
+// looks only when the configuration changes.
+func (s *service) announceSize() {
+	if !s.announced && s.driver.Has(featureSize) && s.device.hasSize() {
+		s.driver.ConfigChanged()
+	}
+	s.announced = true
 }
 
 // serveReceive fills buffers of the guest with input, as far as there is both.

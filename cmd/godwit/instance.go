@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"github.com/godwit-vmm/godwit/devices/virtio/vsock"
+	"github.com/godwit-vmm/godwit/guest/agent"
+	"github.com/godwit-vmm/godwit/internal/rundir"
+)
+
+const (
+	// vsockOff is the value of --vsock for a guest without the device.
+	vsockOff = "off"
+	// agentTimeout bounds how long a guest's agent may take to answer.
+	agentTimeout = 20 * time.Second
+	// falseAlarmPause is waited after a guest said that it is up and its
+	// agent did not answer, so that a guest cannot keep the host busy.
+	falseAlarmPause = 100 * time.Millisecond
+)
+
+// instance is how others find the guest that this process runs, over reboots.
+type instance struct {
+	// dir is the guest's folder; nil if it has none.
+	dir *rundir.Dir
+	// vsock is the path of the device's socket, empty without the device.
+	vsock string
+	// bell is where the guest says that it is up; nil without the device.
+	bell *net.UnixListener
+}
+
+// newInstance makes the guest known by its name, or by the first free one of
+// godwit, godwit-2 and so on. Where that cannot be, a guest without a name of its
+// own does without.
+func newInstance(o *bootOptions) (*instance, error) {
+	i := &instance{}
+	var err error
+	if o.named {
+		i.dir, err = rundir.Create(o.name)
+	} else {
+		i.dir, err = rundir.CreateNumbered(o.name)
+	}
+	switch {
+	case err == nil:
+		o.name = i.dir.Name()
+		i.vsock = i.dir.Path(rundir.VsockFile)
+	case o.named || o.wait:
+		return nil, err
+	}
+	switch o.vsock {
+	case "":
+	case vsockOff:
+		i.vsock = ""
+	default:
+		i.vsock = o.vsock
+		if i.dir != nil {
+			if err := i.dir.SetVsock(o.vsock); err != nil {
+				return nil, errors.Join(err, i.close())
+			}
+		}
+	}
+	if i.vsock == "" {
+		return i, nil
+	}
+	if i.bell, err = vsock.Listen(i.vsock, agent.Port); err != nil {
+		return nil, errors.Join(err, i.close())
+	}
+	return i, nil
+}
+
+// close makes the guest unknown.
+func (i *instance) close() error {
+	var errs []error
+	if i.bell != nil {
+		errs = append(errs, i.bell.Close())
+	}
+	if i.dir != nil {
+		errs = append(errs, i.dir.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// awaitUp waits until the guest says that it is up and its agent answers, which
+// it tells others. The guest is up until the connection bell ends.
+func (i *instance) awaitUp(ctx context.Context) (_ *agent.Client, bell net.Conn, _ error) {
+	for {
+		bell, err := i.ring(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		// Any program of the guest can connect to this port, but only the
+		// agent can listen at its own.
+		client, err := dialAgent(ctx, i.vsock)
+		if err == nil {
+			if err = i.setUp(client.Info()); err == nil {
+				return client, bell, nil
+			}
+			return nil, nil, errors.Join(err, client.Close(), bell.Close())
+		}
+		if err := errors.Join(bell.Close(), ctx.Err()); err != nil {
+			return nil, nil, err
+		}
+		select {
+		case <-time.After(falseAlarmPause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// ring waits for the next connection of the guest.
+func (i *instance) ring(ctx context.Context) (net.Conn, error) {
+	if err := i.bell.SetDeadline(time.Time{}); err != nil {
+		return nil, err
+	}
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		// There is no error for a listener that is open.
+		_ = i.bell.SetDeadline(time.Unix(1, 0))
+	})
+	defer func() {
+		if !stop() {
+			<-stopped
+		}
+	}()
+	c, err := i.bell.Accept()
+	if ctx.Err() != nil {
+		if c != nil {
+			err = c.Close()
+		}
+		return nil, errors.Join(ctx.Err(), err)
+	}
+	return c, err
+}
+
+func (i *instance) setUp(info agent.Info) error {
+	if i.dir == nil {
+		return nil
+	}
+	return i.dir.SetUp(info)
+}
+
+func (i *instance) setDown() error {
+	if i.dir == nil {
+		return nil
+	}
+	return i.dir.SetDown()
+}
+
+// watch keeps others informed of whether the guest is up, until the context ends.
+// up is called the first time.
+func (i *instance) watch(ctx context.Context, up func() error) error {
+	if i.bell == nil {
+		return nil
+	}
+	for {
+		client, bell, err := i.awaitUp(ctx)
+		if err != nil {
+			return ignoreDone(ctx, err)
+		}
+		err = client.Close()
+		if up != nil {
+			err = errors.Join(err, up())
+			up = nil
+		}
+		if err != nil {
+			return errors.Join(err, bell.Close())
+		}
+		stop := context.AfterFunc(ctx, func() { _ = bell.Close() })
+		// The guest has nothing to say here; it ends when it goes down.
+		_, _ = io.Copy(io.Discard, bell)
+		stop()
+		_ = bell.Close()
+		if err := i.setDown(); err != nil {
+			return ignoreDone(ctx, err)
+		}
+	}
+}
+
+// ignoreDone drops the errors of what was broken off.
+func ignoreDone(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// dialAgent connects to the agent of the guest whose vsock device has its socket
+// at path.
+func dialAgent(ctx context.Context, path string) (*agent.Client, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, agentTimeout, fmt.Errorf("the guest's agent did not answer within %v", agentTimeout))
+	defer cancel()
+	rw, err := vsock.Dial(ctx, path, agent.Port)
+	if err == nil {
+		var client *agent.Client
+		if client, err = agent.Dial(ctx, rw); err == nil {
+			return client, nil
+		}
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = context.Cause(ctx)
+	}
+	return nil, err
+}
+
+// connect connects to the agent of a guest that runs.
+func connect(ctx context.Context, name string) (*agent.Client, error) {
+	vm, err := rundir.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer vm.Close()
+	up, err := vm.Up(nil)
+	if err != nil {
+		return nil, err
+	}
+	if !up {
+		return nil, fmt.Errorf("guest %s runs and has not said that it is up: wait with: godwit wait %s (a system of your own needs godwit-agent)", name, name)
+	}
+	client, err := dialAgent(ctx, vm.VsockPath())
+	if errors.Is(err, os.ErrNotExist) {
+		err = rundir.ErrNotRunning
+	}
+	if err != nil {
+		return nil, fmt.Errorf("guest %s: %w", name, err)
+	}
+	return client, nil
+}

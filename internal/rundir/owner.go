@@ -1,0 +1,127 @@
+package rundir
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Dir is the folder of a machine that this process runs.
+type Dir struct {
+	folder
+	info Info
+	base string
+	lock *os.File
+}
+
+// Create makes the folder of a machine. The error wraps ErrRunning if there is a
+// machine of this name.
+func Create(name string) (*Dir, error) {
+	if err := CheckName(name); err != nil {
+		return nil, err
+	}
+	base, err := Base()
+	if err != nil {
+		return nil, err
+	}
+	d := &Dir{base: base, info: Info{Name: name, PID: os.Getpid(), Started: time.Now()}}
+	if err := underLock(base, d.make); err != nil {
+		return nil, fmt.Errorf("machine %s: %w", name, err)
+	}
+	return d, nil
+}
+
+// maxNumbered bounds the names that CreateNumbered tries.
+const maxNumbered = 1000
+
+// CreateNumbered is Create with the first free name of NAME, NAME-2, NAME-3 and
+// so on.
+func CreateNumbered(name string) (*Dir, error) {
+	d, err := Create(name)
+	for i := 2; errors.Is(err, ErrRunning) && i <= maxNumbered; i++ {
+		d, err = Create(fmt.Sprintf("%s-%d", name, i))
+	}
+	return d, err
+}
+
+// make makes the folder in the place of one that a process left which was
+// killed. The caller holds the lock of the base.
+func (d *Dir) make() error {
+	path := filepath.Join(d.base, d.info.Name)
+	running, err := held(path)
+	if err != nil {
+		return err
+	}
+	if running {
+		var other Info
+		// The number is only for the message.
+		_ = readJSON(filepath.Join(path, infoFile), &other)
+		return fmt.Errorf("%w (process %d)", ErrRunning, other.PID)
+	}
+	if err := os.RemoveAll(path); err != nil {
+		return err
+	}
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return err
+	}
+	if d.folder, err = openFolder(path); err != nil {
+		return err
+	}
+	// The lock last: a machine whose lock is held has all the rest.
+	err = d.save()
+	if err == nil {
+		d.lock, err = os.OpenFile(filepath.Join(path, lockFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	}
+	if err == nil {
+		err = unix.FcntlFlock(d.lock.Fd(), unix.F_OFD_SETLK, whole())
+	}
+	if err != nil {
+		return errors.Join(err, d.remove())
+	}
+	return nil
+}
+
+func (d *Dir) save() error { return writeJSON(filepath.Join(d.path, infoFile), d.info) }
+
+// Name of the machine.
+func (d *Dir) Name() string { return d.info.Name }
+
+// SetVsock tells others where the socket of the vsock device is, if it is not
+// VsockFile in this folder.
+func (d *Dir) SetVsock(path string) error {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	d.info.Vsock = path
+	return d.save()
+}
+
+// SetUp tells others that the guest is up. What is said of it is for whoever asks
+// by VM.Up.
+func (d *Dir) SetUp(guest any) error { return writeJSON(filepath.Join(d.path, upFile), guest) }
+
+// SetDown tells others that the guest is not up any more.
+func (d *Dir) SetDown() error {
+	err := os.Remove(filepath.Join(d.path, upFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// Close removes the folder. The machine is gone.
+func (d *Dir) Close() error { return underLock(d.base, d.remove) }
+
+func (d *Dir) remove() error {
+	errs := []error{os.RemoveAll(d.path), d.fd.Close()}
+	if d.lock != nil {
+		errs = append(errs, d.lock.Close())
+	}
+	return errors.Join(errs...)
+}
