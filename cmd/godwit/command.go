@@ -22,6 +22,9 @@ import (
 // command has ended.
 const shutdownTimeout = 30 * time.Second
 
+// lossPatience is how long a guest may live without the connection to its agent.
+const lossPatience = 10 * time.Second
+
 // bootCommand boots a guest, runs one command in it by its agent, and powers it
 // off.
 func bootCommand(ctx context.Context, sys *kvm.System, c machine.Config, o *bootOptions, i *instance) (err error) {
@@ -58,6 +61,14 @@ func bootCommand(ctx context.Context, sys *kvm.System, c machine.Config, o *boot
 		toHost.Close()
 	})
 	exit, commandErr := runCommand(running, kill, &line{fromGuest, m, running}, o, i)
+	if errors.Is(commandErr, agent.ErrClosed) {
+		// A guest that ends takes the connection away before itself; how
+		// it ends says more than that.
+		select {
+		case <-running.Done():
+		case <-time.After(lossPatience):
+		}
+	}
 	if commandErr != nil && !isDone(running) {
 		kill(commandErr)
 	}
@@ -137,6 +148,8 @@ func runCommand(ctx context.Context, kill context.CancelCauseFunc, serial io.Rea
 		return agent.Exit{}, err
 	}
 	defer stopClient()
+	// A guest that is gone does not close its connections.
+	defer context.AfterFunc(ctx, func() { _ = client.Close() })()
 	cmd := agent.Command{Args: o.command, Stdout: os.Stdout, Stderr: os.Stderr}
 	if !background(os.Stdin) {
 		cmd.Stdin = os.Stdin

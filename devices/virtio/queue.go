@@ -196,6 +196,15 @@ func (q *Queue) Unpop() { q.next-- }
 // Push gives a chain back to the driver, of whose writable part the first
 // written bytes have been written (§2.7.8). Notify makes the driver look.
 func (q *Queue) Push(head uint16, written uint32) {
+	q.Fill(head, written)
+	// The element is there before the index says so: the store is not moved
+	// before earlier ones.
+	q.publish()
+}
+
+// Fill is Push, but the driver does not see the chain until the next Push: then
+// it sees both at once. Chains that belong together need that (§5.1.6.4.1).
+func (q *Queue) Fill(head uint16, written uint32) {
 	slot := int(q.nextUsed & (q.config.Size - 1))
 	off := usedHeader + slot*usedElem
 	binary.LittleEndian.PutUint64(q.used[off:off+usedElem], uint64(head)|uint64(written)<<32)
@@ -203,9 +212,6 @@ func (q *Queue) Push(head uint16, written uint32) {
 	if q.nextUsed == q.notified {
 		q.wrapped = true
 	}
-	// The element is there before the index says so: the store is not moved
-	// before earlier ones.
-	q.publish()
 	q.mem.MarkDirty(q.config.Used+memory.GPA(off), usedElem)
 }
 

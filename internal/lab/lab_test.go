@@ -123,7 +123,9 @@ func TestHost(t *testing.T) {
 		}
 	})
 	t.Run("a host that ends", func(t *testing.T) {
-		if _, err := h.Run(context.Background(), Cmd{Args: []string{"poweroff"}}); !errors.Is(err, agent.ErrClosed) {
+		// The host ends its processes before itself: this one may still
+		// get to say how it ended.
+		if _, err := h.Run(context.Background(), Cmd{Args: []string{"poweroff"}}); err != nil && !errors.Is(err, agent.ErrClosed) {
 			t.Errorf("its command ends with %v", err)
 		}
 		<-h.Done()

@@ -47,9 +47,13 @@ func (r *receiver) finish() bool {
 	for left := r.length; left > 0; {
 		c := &r.chains[r.first]
 		n := min(left, int(c.WriteLen))
-		c.MarkWritten(uint32(n))
-		r.queue.Push(c.Head, uint32(n))
 		left -= n
+		c.MarkWritten(uint32(n))
+		if left > 0 {
+			r.queue.Fill(c.Head, uint32(n))
+		} else {
+			r.queue.Push(c.Head, uint32(n)) // the driver gets all at once
+		}
 		r.release(c)
 	}
 	r.length = 0

@@ -51,7 +51,7 @@ func (t *tape) number(n int) uint32 {
 
 // fuzzer is a device, its guest's memory and the programs of the host.
 type fuzzer struct {
-	t         *testing.T
+	t         *testing.T // of the input
 	dir       string
 	mem       *memory.Guest
 	d         *Device
@@ -61,12 +61,13 @@ type fuzzer struct {
 	devices   int
 }
 
-func newFuzzer(t *testing.T) *fuzzer {
+// newFuzzer makes what all inputs share.
+func newFuzzer(t *testing.F) *fuzzer {
 	mem, err := memory.New(memory.Options{Size: fuzzMem})
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fuzzer{t: t, dir: t.TempDir(), mem: mem}
+	f := &fuzzer{dir: t.TempDir(), mem: mem}
 	for range 3 {
 		q, err := virtio.NewQueue(mem, func() {})
 		if err != nil {
@@ -74,9 +75,19 @@ func newFuzzer(t *testing.T) *fuzzer {
 		}
 		f.queues = append(f.queues, q)
 	}
+	return f
+}
+
+// open begins with an input.
+func (f *fuzzer) open(t *testing.T) {
+	f.t = t
+	all, err := f.mem.Slice(0, fuzzMem)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(all)
 	f.newDevice()
 	f.enable()
-	return f
 }
 
 // place is where queue i lies: the pages from 1 on.
@@ -136,10 +147,7 @@ func (f *fuzzer) close() {
 	for _, fd := range f.programs {
 		unix.Close(fd)
 	}
-	for _, q := range f.queues {
-		q.Close()
-	}
-	f.mem.Close()
+	f.listeners, f.programs = nil, nil
 }
 
 // add puts a chain of one buffer, at a place of its own for each queue and slot,
@@ -346,11 +354,12 @@ func FuzzDevice(f *testing.F) {
 	// A restore.
 	f.Add(join(packet(opRequest, 0, 0, 1, 0), serve, []byte{fuzzMove, fuzzEvent, 4}, serve, buffer, []byte{fuzzEvent, 4}, serve))
 	f.Add([]byte{fuzzMemory, 0x02, 0x24, 2, 9, 9, fuzzServe, fuzzReset, fuzzServe})
+	z := newFuzzer(f)
 	f.Fuzz(func(t *testing.T, input []byte) {
 		if len(input) > 4096 {
 			t.Skip()
 		}
-		z := newFuzzer(t)
+		z.open(t)
 		defer z.close()
 		for in := tape(input); len(in) > 0; {
 			z.step(&in)
