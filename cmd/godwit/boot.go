@@ -40,6 +40,7 @@ type bootOptions struct {
 	nets           netflag.List
 	pcap           string
 	balloon        *flags.Size // nil for none
+	console        string
 	timings        string
 	exitTrace      string
 	command        []string
@@ -100,6 +101,7 @@ SIGTERM presses the guest's power button, a second one kills the guest.`,
 	f.BoolVar(&o.hugePages, "hugepages", false, "back guest memory by the host's 2 MiB huge page pool")
 	f.StringVar(&o.name, "name", "godwit", "name of the guest, for exec, cp and wait (default: the first free one of godwit, godwit-2, ...)")
 	f.StringVar(&o.vsock, "vsock", "", "have the socket of the guest's vsock device at `PATH`, for other programs, or \"off\" for no such device (default: in the folder of the running guest)")
+	f.StringVar(&o.console, "console", consoleSerial, "what the terminal is in the guest: serial (ttyS0) or hvc (hvc0, which follows the size of the window)")
 	f.BoolVar(&o.wait, "wait", false, "boot in the background, print the guest's name and end when its agent says that it is up")
 	f.DurationVar(&o.waitTimeout, "wait-timeout", 2*time.Minute, "end a guest that is not up after this time with --wait; 0 waits for ever")
 	f.BoolVar(&o.allowSoftware, "allow-software-kvm", false, "go on where KVM emulates ring 0 (Linux will not boot there)")
@@ -204,6 +206,9 @@ func (o *bootOptions) config() (machine.Config, error) {
 	} else if len(o.command) > 0 && c.Initrd == "" {
 		return c, errors.New("a command needs an initramfs with godwit's agent: give --initrd, or leave out --kernel for godwit's own")
 	}
+	if err := checkConsole(o.console); err != nil {
+		return c, err
+	}
 	if o.pcap != "" && len(o.nets) == 0 {
 		return c, errors.New("--pcap without a network card has nothing to write: add one with --net")
 	}
@@ -224,7 +229,7 @@ func (o *bootOptions) kernelCmdline() string {
 	if o.bareCmdline {
 		return o.cmdline
 	}
-	words := []string{"console=ttyS0", "panic=-1", machine.PanicWord}
+	words := []string{o.consoleWord(), "panic=-1", machine.PanicWord}
 	if !o.verbose {
 		words = append(words, "quiet")
 	}

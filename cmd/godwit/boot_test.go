@@ -43,6 +43,7 @@ func TestKernelCmdline(t *testing.T) {
 		not  string
 	}{
 		{"console", bootOptions{}, []string{"console=ttyS0", machine.PanicWord, "quiet"}, "godwit.agent"},
+		{"virtio console", bootOptions{console: consoleHVC}, []string{"console=hvc0"}, "ttyS0"},
 		{"verbose", bootOptions{verbose: true}, []string{"console=ttyS0"}, "quiet"},
 		{"command", bootOptions{command: []string{"ls"}}, []string{"godwit.agent=vsock,ttyS1"}, "godwit.term"},
 		{"the user's words come last", bootOptions{cmdline: "reboot=t x"}, []string{machine.PanicWord, "reboot=t x"}, ""},

@@ -61,6 +61,10 @@ func bootConsole(ctx context.Context, sys *kvm.System, c machine.Config, o *boot
 		}
 	})
 
+	if o.console == consoleHVC {
+		addHVC(&c)
+		defer followWindow(&current)()
+	}
 	// The machine is built before the terminal is touched, so that an error
 	// about a file looks as it should.
 	m, err := machine.New(sys, c)
@@ -103,6 +107,10 @@ func bootConsole(ctx context.Context, sys *kvm.System, c machine.Config, o *boot
 
 // runConsole runs one machine and feeds it what is typed.
 func runConsole(ctx context.Context, m *machine.Machine, keys <-chan []byte) (machine.Outcome, error) {
+	send := m.Console().Send
+	if m.HVC() != nil {
+		send = m.HVC().Send
+	}
 	feeding, stop := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
@@ -110,7 +118,7 @@ func runConsole(ctx context.Context, m *machine.Machine, keys <-chan []byte) (ma
 		for {
 			select {
 			case p := <-keys:
-				if _, err := m.Console().Send(feeding, p); err != nil {
+				if _, err := send(feeding, p); err != nil {
 					return
 				}
 			case <-feeding.Done():
