@@ -134,19 +134,23 @@ func boot(ctx context.Context, o *bootOptions) error {
 		defer f.Close()
 		c.ExitTrace = f
 	}
-	sys, err := kvm.Open("")
-	if err != nil {
-		return fmt.Errorf("%w\nto boot in an emulated host instead: %s", err, labCommand)
+	// The one takes as long as the other, so they go side by side.
+	var i *instance
+	registered := make(chan error, 1)
+	go func() {
+		var err error
+		i, err = newInstance(o)
+		registered <- err
+	}()
+	sys, err := openKVM(o, trace)
+	if e := <-registered; err == nil {
+		err = e
+	} else if e == nil {
+		err = errors.Join(err, i.close())
 	}
-	defer sys.Close()
-	trace.mark("open")
-	if !o.allowSoftware {
-		if err := refuseSoftware(sys); err != nil {
-			return err
-		}
-		trace.mark("probe")
+	if sys != nil {
+		defer sys.Close()
 	}
-	i, err := newInstance(o)
 	if err != nil {
 		return err
 	}
@@ -159,6 +163,21 @@ func boot(ctx context.Context, o *bootOptions) error {
 		return errors.Join(bootCommand(ctx, sys, c, o, i), stopCapture(), i.close())
 	}
 	return errors.Join(bootConsole(ctx, sys, c, o, i), stopCapture(), i.close())
+}
+
+// openKVM opens KVM, if it is one that Linux boots on or the user wants it all the
+// same. After an error there may be something to close.
+func openKVM(o *bootOptions, trace *timings) (*kvm.System, error) {
+	sys, err := kvm.Open("")
+	if err != nil {
+		return nil, fmt.Errorf("%w\nto boot in an emulated host instead: %s", err, labCommand)
+	}
+	trace.mark("open")
+	if !o.allowSoftware {
+		err = refuseSoftware(sys)
+		trace.mark("probe")
+	}
+	return sys, err
 }
 
 // refuseSoftware fails where KVM has no hardware below it: a stock kernel would

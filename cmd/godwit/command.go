@@ -43,10 +43,7 @@ func bootCommand(ctx context.Context, sys *kvm.System, c machine.Config, o *boot
 	var current atomic.Pointer[machine.Machine]
 	current.Store(m)
 	defer watchSignals(&current, kill, unix.SIGTERM)()
-	stopAPI, err := i.serveAPI(&current)
-	if err != nil {
-		return errors.Join(err, m.Close())
-	}
+	stopAPI := i.serveAPI(&current)
 	defer func() { err = errors.Join(err, stopAPI()) }()
 
 	// The command's context ends with the machine, whatever ends that.

@@ -31,10 +31,7 @@ func bootConsole(ctx context.Context, sys *kvm.System, c machine.Config, o *boot
 	var current atomic.Pointer[machine.Machine]
 	stopSignals := watchSignals(&current, cancel, unix.SIGTERM, unix.SIGINT)
 	defer stopSignals()
-	stopAPI, err := i.serveAPI(&current)
-	if err != nil {
-		return err
-	}
+	stopAPI := i.serveAPI(&current)
 	defer func() { err = errors.Join(err, stopAPI()) }()
 
 	c.Console = os.Stdout

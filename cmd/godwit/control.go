@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -18,19 +19,93 @@ import (
 	"github.com/godwit-vmm/godwit/machine"
 )
 
-// serveAPI answers on the guest's control socket until stop.
-func (i *instance) serveAPI(current *atomic.Pointer[machine.Machine]) (stop func() error, _ error) {
+// apiServer answers on the guest's control socket.
+type apiServer struct {
+	served chan error
+
+	mu sync.Mutex
+	// listener is nil until the socket is there, server until somebody has
+	// connected.
+	listener net.Listener
+	server   *api.Server
+	closed   bool
+}
+
+// serveAPI answers on the guest's control socket until stop, which also says what
+// went wrong. It returns at once: a start does not wait for the socket.
+func (i *instance) serveAPI(current *atomic.Pointer[machine.Machine]) (stop func() error) {
 	if i.dir == nil {
-		return func() error { return nil }, nil
+		return func() error { return nil }
 	}
-	l, err := net.Listen("unix", i.dir.Path(rundir.APIFile))
+	s := &apiServer{served: make(chan error, 1)}
+	go func() { s.served <- s.serve(i.dir.Path(rundir.APIFile), current) }()
+	return s.close
+}
+
+// serve makes the server when somebody connects: a guest that nobody controls
+// does not pay for it.
+func (s *apiServer) serve(path string, current *atomic.Pointer[machine.Machine]) error {
+	l, err := net.Listen("unix", path)
 	if err != nil {
-		return nil, fmt.Errorf("control socket: %w", err)
+		return fmt.Errorf("control socket: %w", err)
 	}
-	s := api.New(current.Load)
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(l) }()
-	return func() error { return errors.Join(s.Close(), <-served) }, nil
+	if !s.set(func() { s.listener = l }) {
+		return l.Close()
+	}
+	first, err := l.Accept()
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	server := api.New(current.Load)
+	if !s.set(func() { s.server = server }) {
+		return first.Close()
+	}
+	return server.Serve(&acceptedListener{Listener: l, first: first})
+}
+
+// set changes the fields, unless the service has been closed.
+func (s *apiServer) set(change func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		change()
+	}
+	return !s.closed
+}
+
+// close ends the service.
+func (s *apiServer) close() error {
+	s.mu.Lock()
+	s.closed = true
+	l, server := s.listener, s.server
+	s.mu.Unlock()
+	var err error
+	switch {
+	case server != nil:
+		err = server.Close()
+	case l != nil:
+		err = l.Close()
+	}
+	return errors.Join(err, <-s.served)
+}
+
+// acceptedListener is a listener of which one connection was accepted already.
+type acceptedListener struct {
+	net.Listener
+	first net.Conn
+}
+
+// Accept returns the first connection once, and then what comes. It is called by
+// one goroutine.
+func (l *acceptedListener) Accept() (net.Conn, error) {
+	if c := l.first; c != nil {
+		l.first = nil
+		return c, nil
+	}
+	return l.Listener.Accept()
 }
 
 // control sends a request to the control socket of a guest that runs, and reads

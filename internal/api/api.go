@@ -55,16 +55,22 @@ func New(current func() *machine.Machine) *Server {
 	return s
 }
 
-// Serve answers on l until Close.
+// Serve answers on l until Close, or until l is closed.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	err := s.http.Serve(l)
+	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// Close ends Serve and the requests that it has at hand.
+func (s *Server) Close() error {
+	if err := s.http.Close(); !errors.Is(err, net.ErrClosed) {
 		return err
 	}
 	return nil
 }
-
-// Close ends Serve and the requests that it has at hand.
-func (s *Server) Close() error { return s.http.Close() }
 
 // handler is a resource: it returns what to send as JSON, nil for nothing, or
 // what is wrong with the request.
