@@ -114,7 +114,8 @@ func checkBlock(t *testing.T, b Block, r Result) {
 	if r.FirstTSC == 0 || r.LastTSC <= r.FirstTSC || r.Latency == 0 || r.Latency > ticks*uint64(max(b.Depth, 1)) {
 		t.Errorf("time stamps %d to %d, latencies %d in all", r.FirstTSC, r.LastTSC, r.Latency)
 	}
-	if r.Kicks == 0 {
+	// A device that polls may do without a doorbell.
+	if b.AlwaysKick && r.Kicks == 0 {
 		t.Error("no doorbell was rung")
 	}
 	t.Logf("%.1f kticks and %.2f kicks a request; latency 50%% %.1f, 99%% %.1f kticks",
