@@ -108,8 +108,10 @@ func (s *serverSession) cannotRun(req request, err error) (Exit, error) {
 // notFoundError is the answer for a command that is nowhere in the PATH.
 type notFoundError struct{}
 
+// Error says it as shells do.
 func (notFoundError) Error() string { return "command not found" }
 
+// Is makes it an fs.ErrNotExist.
 func (notFoundError) Is(target error) bool { return target == fs.ErrNotExist }
 
 // lookPath finds the file of a command in the PATH of env.

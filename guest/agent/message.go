@@ -89,6 +89,7 @@ func (e Exit) Status() int {
 	return e.Code
 }
 
+// String says how the command ended.
 func (e Exit) String() string {
 	if e.Signal != 0 {
 		return fmt.Sprintf("killed by signal %d", e.Signal)

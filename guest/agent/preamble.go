@@ -74,6 +74,7 @@ func preambleRole(b []byte) (role byte, ok bool) {
 // started anew.
 type preambleError struct{ preamble }
 
+// Error says which side started anew.
 func (e *preambleError) Error() string {
 	return fmt.Sprintf("agent protocol: the peer started anew (%q)", e.role)
 }

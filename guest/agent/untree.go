@@ -240,6 +240,7 @@ type counter struct {
 	t *receiver
 }
 
+// Write counts what it passes on.
 func (c *counter) Write(p []byte) (int, error) {
 	n, err := c.Writer.Write(p)
 	c.t.copied.Bytes += int64(n)

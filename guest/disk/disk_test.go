@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/godwit-vmm/godwit/internal/testenv"
 	"io"
 	"os"
 	"os/exec"
@@ -25,7 +26,7 @@ func requireTools(t *testing.T) tools {
 	t.Helper()
 	found, err := findTools()
 	if err != nil {
-		t.Skip(err)
+		testenv.Lacks(t, "%v", err)
 	}
 	return found
 }
@@ -407,6 +408,6 @@ func TestNoTools(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := findTool("mkfs.ext4", "/usr/sbin", "/sbin"); err != nil {
-		t.Skip(err)
+		testenv.Lacks(t, "%v", err)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/godwit-vmm/godwit/guest"
 	"github.com/godwit-vmm/godwit/guest/agent"
 	"github.com/godwit-vmm/godwit/guest/disk"
+	"github.com/godwit-vmm/godwit/internal/testenv"
 )
 
 // bootTimeout is for a guest under emulation on a machine that does much else.
@@ -35,7 +36,7 @@ func initrd(t *testing.T, k guest.Kernel) string {
 	t.Helper()
 	image, err := k.CachedImage(guest.GuestImage)
 	if err != nil {
-		t.Skip(err)
+		testenv.Lacks(t, "%v", err)
 	}
 	dir := t.TempDir()
 	program := filepath.Join(dir, "init")
@@ -70,7 +71,7 @@ func boot(t *testing.T, k guest.Kernel, initrd, image, words string, args ...str
 	t.Helper()
 	qemu, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
-		t.Skip("qemu-system-x86_64 is not installed")
+		testenv.Lacks(t, "qemu-system-x86_64 is not installed")
 	}
 	dir, err := os.MkdirTemp("", "godwit-init-")
 	if err != nil {
@@ -181,7 +182,7 @@ func emptyRoot(t *testing.T, files map[string]string, links ...[2]string) string
 	}
 	image := filepath.Join(t.TempDir(), "root.img")
 	if err := disk.Build(t.Context(), dir, image, disk.Options{Label: "root-disk", UUID: rootUUID, Size: 64 << 20}); err != nil {
-		t.Skip(err)
+		testenv.Lacks(t, "%v", err)
 	}
 	return image
 }
@@ -205,7 +206,7 @@ func requireEmulation(t *testing.T) (guest.Kernel, string) {
 	}
 	k, err := guest.CachedKernel()
 	if errors.Is(err, guest.ErrNotCached) {
-		t.Skip(err)
+		testenv.Lacks(t, "%v", err)
 	}
 	if err != nil {
 		t.Fatal(err)

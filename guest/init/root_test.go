@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/godwit-vmm/godwit/internal/testenv"
 	"golang.org/x/sys/unix"
 )
 
@@ -41,7 +42,7 @@ func TestBlockTypes(t *testing.T) {
 func TestSuperblock(t *testing.T) {
 	mkfs, err := exec.LookPath("/usr/sbin/mkfs.ext4")
 	if err != nil {
-		t.Skip("mkfs.ext4 is not installed")
+		testenv.Lacks(t, "mkfs.ext4 is not installed")
 	}
 	image := filepath.Join(t.TempDir(), "image")
 	const uuid = "01234567-89ab-cdef-0123-456789abcdef"

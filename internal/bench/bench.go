@@ -90,6 +90,7 @@ type Options struct {
 // SkipError says that a case did not run, and why.
 type SkipError struct{ Reason string }
 
+// Error has the reason.
 func (e *SkipError) Error() string { return "skipped: " + e.Reason }
 
 // Skip makes the error of a case that cannot run here. The reason names what

@@ -48,6 +48,7 @@ type portLine struct {
 	lock *os.File
 }
 
+// Close gives the port free for the next.
 func (l *portLine) Close() error { return errors.Join(l.Conn.Close(), l.lock.Close()) }
 
 func openPort(h HostInfo, number int) (*portLine, error) {

@@ -184,21 +184,43 @@ func (l *link) Attach(d stack.NetworkDispatcher) {
 	l.dispatcher.Store(&d)
 }
 
-// What follows is what the stack asks for; nothing of it changes.
+// IsAttached tells whether the stack takes frames.
+func (l *link) IsAttached() bool { return l.dispatcher.Load() != nil }
 
-func (l *link) IsAttached() bool                        { return l.dispatcher.Load() != nil }
-func (l *link) MTU() uint32                             { return l.mtu }
-func (l *link) SetMTU(uint32)                           {}
-func (l *link) MaxHeaderLength() uint16                 { return ethernetHeader }
-func (l *link) LinkAddress() tcpip.LinkAddress          { return gatewayMAC }
-func (l *link) SetLinkAddress(tcpip.LinkAddress)        {}
+// MTU is that of the guest's card in bytes.
+func (l *link) MTU() uint32 { return l.mtu }
+
+// SetMTU does nothing: the MTU does not change.
+func (l *link) SetMTU(uint32) {}
+
+// MaxHeaderLength is the room in bytes that the stack leaves for AddHeader.
+func (l *link) MaxHeaderLength() uint16 { return ethernetHeader }
+
+// LinkAddress is the MAC address of the gateway.
+func (l *link) LinkAddress() tcpip.LinkAddress { return gatewayMAC }
+
+// SetLinkAddress does nothing: the address does not change.
+func (l *link) SetLinkAddress(tcpip.LinkAddress) {}
+
+// ARPHardwareType is Ethernet.
 func (l *link) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareEther }
-func (l *link) AddHeader(*stack.PacketBuffer)           {}
-func (l *link) ParseHeader(*stack.PacketBuffer) bool    { return true }
-func (l *link) Wait()                                   {}
-func (l *link) Close()                                  {}
-func (l *link) SetOnCloseAction(func())                 {}
 
+// AddHeader does nothing: the header is made when the frame is sent.
+func (l *link) AddHeader(*stack.PacketBuffer) {}
+
+// ParseHeader does nothing: the header is taken off when the frame comes in.
+func (l *link) ParseHeader(*stack.PacketBuffer) bool { return true }
+
+// Wait returns at once: whoever made the link waits for its goroutine.
+func (l *link) Wait() {}
+
+// Close does nothing: the link ends with its socket.
+func (l *link) Close() {}
+
+// SetOnCloseAction does nothing, because Close does.
+func (l *link) SetOnCloseAction(func()) {}
+
+// Capabilities are what the link does for the stack.
 func (l *link) Capabilities() stack.LinkEndpointCapabilities {
 	return stack.CapabilityResolutionRequired | stack.CapabilityRXChecksumOffload
 }

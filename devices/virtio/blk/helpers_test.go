@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/godwit-vmm/godwit/devices/virtio/virtiotest"
+	"github.com/godwit-vmm/godwit/internal/testenv"
 )
 
 // Everything that moves data is tested with both engines.
@@ -22,7 +23,7 @@ func eachEngine(t *testing.T, f func(t *testing.T, e engine)) {
 	for _, e := range engines {
 		t.Run(e.name, func(t *testing.T) {
 			if e.engine == engineRing && !hasRing(t) {
-				t.Skip("the host has no io_uring")
+				testenv.Lacks(t, "the host has no io_uring")
 			}
 			f(t, e.engine)
 		})

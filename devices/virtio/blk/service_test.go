@@ -14,6 +14,7 @@ import (
 	"github.com/godwit-vmm/godwit/devices/virtio"
 	"github.com/godwit-vmm/godwit/devices/virtio/limit"
 	"github.com/godwit-vmm/godwit/devices/virtio/virtiotest"
+	"github.com/godwit-vmm/godwit/internal/testenv"
 	"github.com/godwit-vmm/godwit/memory"
 	"golang.org/x/sys/unix"
 )
@@ -370,7 +371,7 @@ func TestRestoreRefuses(t *testing.T) {
 // descriptor stands for something else.
 func TestRingRefuses(t *testing.T) {
 	if !hasRing(t) {
-		t.Skip("the host has no io_uring")
+		testenv.Lacks(t, "the host has no io_uring")
 	}
 	path, contents := makeImage(t, 1<<20)
 	device := newDevice(t, Config{Path: path, engine: engineRing, noInline: true})

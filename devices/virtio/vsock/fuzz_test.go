@@ -356,9 +356,8 @@ func FuzzDevice(f *testing.F) {
 	f.Add([]byte{fuzzMemory, 0x02, 0x24, 2, 9, 9, fuzzServe, fuzzReset, fuzzServe})
 	z := newFuzzer(f)
 	f.Fuzz(func(t *testing.T, input []byte) {
-		if len(input) > 4096 {
-			t.Skip()
-		}
+		// What follows is left out: a long input would only be slow.
+		input = input[:min(len(input), 4096)]
 		z.open(t)
 		defer z.close()
 		for in := tape(input); len(in) > 0; {

@@ -1,6 +1,7 @@
 package user
 
 import (
+	"github.com/godwit-vmm/godwit/internal/testenv"
 	"net/netip"
 	"os/exec"
 	"strings"
@@ -43,7 +44,7 @@ func TestCheck(t *testing.T) {
 func TestLastWords(t *testing.T) {
 	path, err := exec.LookPath("ls")
 	if err != nil {
-		t.Skip(err)
+		testenv.Lacks(t, "%v", err)
 	}
 	t.Setenv("LC_ALL", "C")
 	t.Setenv("PATH", "")

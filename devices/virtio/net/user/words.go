@@ -15,6 +15,7 @@ type words struct {
 	kept []byte
 }
 
+// Write keeps what there is room for. It does not fail.
 func (w *words) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
