@@ -171,20 +171,9 @@ func TestKilled(t *testing.T) {
 func TestManyConnections(t *testing.T) {
 	t.Parallel()
 	r := guestInBackground(t, "many")
-	program := filepath.Join(t.TempDir(), "vsockpeer")
-	build := exec.Command("go", "build", "-o", program, "./vsockpeer")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build vsockpeer: %v\n%s", err, out)
-	}
-	godwit, there := "", program
-	switch r := r.(type) {
-	case *emulated:
-		godwit, there = "godwit", "/tmp/vsockpeer"
-		if err := r.host.Put(t.Context(), program, there); err != nil {
-			t.Fatal(err)
-		}
-	case *local:
+	there := testProgram(t, r, "vsockpeer")
+	godwit := "godwit"
+	if r, ok := r.(*local); ok {
 		godwit = r.binary
 	}
 	on(t, r, nil, "cp", there, "many:/tmp/vsockpeer").expect(t, 0, "")
@@ -193,6 +182,27 @@ func TestManyConnections(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	t.Log(strings.TrimSpace(out))
+}
+
+// testProgram builds a program of these tests and puts it on the host that godwit
+// runs on.
+func testProgram(t *testing.T, r runner, name string) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), name)
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "./"+name)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", name, err, out)
+	}
+	e, ok := r.(*emulated)
+	if !ok {
+		return program
+	}
+	there := "/tmp/" + name
+	if err := e.host.Put(t.Context(), program, there); err != nil {
+		t.Fatal(err)
+	}
+	return there
 }
 
 // peer runs a program on the host that godwit runs on.
