@@ -40,11 +40,13 @@ type Config struct {
 	Balloon *balloon.Config
 	// NoRNG leaves out the entropy device.
 	NoRNG bool
-	// VsockPath is where the socket of the vsock device is to be, by which
-	// programs of the host and of the guest reach each other; empty for no
-	// such device. VsockCID is the guest's CID, 0 for the usual one.
-	VsockPath string
-	VsockCID  uint64
+	// Vsock tells the path where the socket of the vsock device is to be, by
+	// which programs of the host and of the guest reach each other; empty, or
+	// a nil function, for no such device. It is called when the VM and its
+	// memory are there, so that what it waits for can go beside that.
+	Vsock func() (path string, err error)
+	// VsockCID is the guest's CID, 0 for the usual one.
+	VsockCID uint64
 	// Warn, if set, is told of trouble that the guest or the host makes for a
 	// device, once for each kind of it. It is called from any goroutine.
 	Warn func(error)

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"sync"
 	"time"
 
@@ -266,14 +265,8 @@ const flushTimeout = 2 * time.Second
 // Run runs the guest to its end and says how it ended. A guest that crashed is
 // an error, often a *vcpu.Crash. All that the guest wrote before its end has
 // reached the writers when Run returns, unless they block. Run is called once.
-//
-// Run raises GOMAXPROCS where there is not a P for each processor, for each
-// virtqueue and one more: a vCPU that comes out of the guest, or a worker that is
-// woken, must not wait for one that is in the kernel and has not given up its P.
 func (m *Machine) Run(ctx context.Context) (Outcome, error) {
-	if want := len(m.cpus) + m.virtqueues() + 1; runtime.GOMAXPROCS(0) < want {
-		runtime.GOMAXPROCS(want)
-	}
+	raiseProcs(len(m.cpus))
 	for _, v := range m.cpus {
 		v.Start()
 	}

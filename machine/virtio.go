@@ -63,7 +63,7 @@ func (m *Machine) addVirtio(name string, d virtioDevice) (*vpci.Function, error)
 		return nil, err
 	}
 	v.function, err = vpci.New(vpci.Config{
-		Name: name, Device: d, Mem: m.mem, Vectors: v.vectors, Doorbells: bells, Warn: m.cfg.Warn,
+		Name: name, Device: raising{d, m}, Mem: m.mem, Vectors: v.vectors, Doorbells: bells, Warn: m.cfg.Warn,
 	})
 	if err != nil {
 		return nil, err

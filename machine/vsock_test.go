@@ -16,7 +16,7 @@ import (
 // there as long as the machine, and that a second machine cannot have it.
 func TestVsock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "vsock")
-	c := Config{CPUs: 1, Memory: 32 << 20, Kernel: program(t)(micro.Spin()), NoRNG: true, VsockPath: path, VsockCID: 42}
+	c := Config{CPUs: 1, Memory: 32 << 20, Kernel: program(t)(micro.Spin()), NoRNG: true, Vsock: func() (string, error) { return path, nil }, VsockCID: 42}
 	m, err := New(openKVM(t), c)
 	if err != nil {
 		t.Fatal(err)

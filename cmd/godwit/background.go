@@ -105,7 +105,7 @@ type detached struct {
 }
 
 // newDetached prepares a boot in the background. It returns nil in the foreground.
-func newDetached(i *instance) (*detached, error) {
+func newDetached(r *registration) (*detached, error) {
 	value, ok := os.LookupEnv(readyVariable)
 	if !ok {
 		return nil, nil
@@ -118,6 +118,10 @@ func newDetached(i *instance) (*detached, error) {
 		return nil, err
 	}
 	unix.CloseOnExec(fd)
+	i, err := r.wait()
+	if err != nil {
+		return nil, err
+	}
 	if i.bell == nil {
 		return nil, errors.New("--wait needs the guest's agent, and thus the vsock device")
 	}

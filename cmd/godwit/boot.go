@@ -134,35 +134,33 @@ func boot(ctx context.Context, o *bootOptions) error {
 		defer f.Close()
 		c.ExitTrace = f
 	}
-	// The one takes as long as the other, so they go side by side.
-	var i *instance
-	registered := make(chan error, 1)
-	go func() {
-		var err error
-		i, err = newInstance(o)
-		registered <- err
-	}()
-	sys, err := openKVM(o, trace)
-	if e := <-registered; err == nil {
-		err = e
-	} else if e == nil {
+	r := register(o)
+	err = bootOn(ctx, c, o, r, trace)
+	if i, e := r.wait(); e == nil {
 		err = errors.Join(err, i.close())
 	}
+	return err
+}
+
+// bootOn boots on this machine's KVM. An error of the registration is among those
+// that it returns, unless it did not come to need it.
+func bootOn(ctx context.Context, c machine.Config, o *bootOptions, r *registration, trace *timings) error {
+	sys, err := openKVM(o, trace)
 	if sys != nil {
 		defer sys.Close()
 	}
 	if err != nil {
 		return err
 	}
-	c.Name, c.VsockPath = o.name, i.vsock
-	stopCapture, err := o.addNets(&c)
+	c.Vsock = r.vsock
+	stopCapture, err := o.addNets(&c, r)
 	if err != nil {
-		return errors.Join(err, i.close())
+		return err
 	}
 	if len(o.command) > 0 {
-		return errors.Join(bootCommand(ctx, sys, c, o, i), stopCapture(), i.close())
+		return errors.Join(bootCommand(ctx, sys, c, o, r), stopCapture())
 	}
-	return errors.Join(bootConsole(ctx, sys, c, o, i), stopCapture(), i.close())
+	return errors.Join(bootConsole(ctx, sys, c, o, r), stopCapture())
 }
 
 // openKVM opens KVM, if it is one that Linux boots on or the user wants it all the

@@ -27,7 +27,7 @@ const lossPatience = 10 * time.Second
 
 // bootCommand boots a guest, runs one command in it by its agent, and powers it
 // off.
-func bootCommand(ctx context.Context, sys *kvm.System, c machine.Config, o *bootOptions, i *instance) (err error) {
+func bootCommand(ctx context.Context, sys *kvm.System, c machine.Config, o *bootOptions, r *registration) (err error) {
 	ctx, kill := context.WithCancelCause(ctx)
 	defer kill(nil)
 	fromGuest, toHost := io.Pipe()
@@ -39,6 +39,10 @@ func bootCommand(ctx context.Context, sys *kvm.System, c machine.Config, o *boot
 	m, err := machine.New(sys, c)
 	if err != nil {
 		return err
+	}
+	i, err := r.wait()
+	if err != nil {
+		return errors.Join(err, m.Close())
 	}
 	var current atomic.Pointer[machine.Machine]
 	current.Store(m)

@@ -25,17 +25,15 @@ var errKilled = errors.New("killed")
 
 // bootConsole boots a guest whose serial console is this terminal, again after
 // each reboot.
-func bootConsole(ctx context.Context, sys *kvm.System, c machine.Config, o *bootOptions, i *instance) (err error) {
+func bootConsole(ctx context.Context, sys *kvm.System, c machine.Config, o *bootOptions, r *registration) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var current atomic.Pointer[machine.Machine]
 	stopSignals := watchSignals(&current, cancel, unix.SIGTERM, unix.SIGINT)
 	defer stopSignals()
-	stopAPI := i.serveAPI(&current)
-	defer func() { err = errors.Join(err, stopAPI()) }()
 
 	c.Console = os.Stdout
-	d, err := newDetached(i)
+	d, err := newDetached(r)
 	if err != nil {
 		return err
 	}
@@ -49,15 +47,6 @@ func bootConsole(ctx context.Context, sys *kvm.System, c machine.Config, o *boot
 			}
 		}()
 	}
-	var watching sync.WaitGroup
-	defer watching.Wait()
-	defer cancel(nil)
-	watching.Go(func() {
-		if err := i.watch(ctx, up); err != nil {
-			cancel(err)
-		}
-	})
-
 	if o.console == consoleHVC {
 		addHVC(&c)
 		defer followWindow(&current)()
@@ -68,13 +57,27 @@ func bootConsole(ctx context.Context, sys *kvm.System, c machine.Config, o *boot
 	if err != nil {
 		return err
 	}
+	i, err := r.wait()
+	if err != nil {
+		return errors.Join(err, m.Close())
+	}
+	stopAPI := i.serveAPI(&current)
+	defer func() { err = errors.Join(err, stopAPI()) }()
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel(nil)
+	watching.Go(func() {
+		if err := i.watch(ctx, up); err != nil {
+			cancel(err)
+		}
+	})
 	t, err := openTerminal(os.Stdin)
 	if err != nil {
 		return errors.Join(err, m.Close())
 	}
 	defer t.restore()
 	if t != nil {
-		fmt.Fprintf(os.Stderr, "godwit: console of %s; Ctrl-a x quits\r\n", o.name)
+		fmt.Fprintf(os.Stderr, "godwit: console of %s; Ctrl-a x quits\r\n", i.name)
 	}
 	keys := make(chan []byte)
 	if !background(os.Stdin) {

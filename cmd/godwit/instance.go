@@ -26,6 +26,7 @@ const (
 
 // instance is how others find the guest that this process runs, over reboots.
 type instance struct {
+	name string
 	// dir is the guest's folder; nil if it has none.
 	dir *rundir.Dir
 	// vsock is the path of the device's socket, empty without the device.
@@ -34,11 +35,45 @@ type instance struct {
 	bell *net.UnixListener
 }
 
+// registration is an instance that is being made while the machine is.
+type registration struct {
+	done chan struct{}
+	i    *instance
+	err  error
+}
+
+// register makes the guest known to others, in the background: that takes as long
+// as half of the rest of a start.
+func register(o *bootOptions) *registration {
+	r := &registration{done: make(chan struct{})}
+	go func() {
+		defer close(r.done)
+		r.i, r.err = newInstance(o)
+	}()
+	return r
+}
+
+// wait returns what became of it.
+func (r *registration) wait() (*instance, error) {
+	<-r.done
+	return r.i, r.err
+}
+
+// vsock is the path of the socket that the vsock device is to have, empty for no
+// such device.
+func (r *registration) vsock() (string, error) {
+	i, err := r.wait()
+	if err != nil {
+		return "", err
+	}
+	return i.vsock, nil
+}
+
 // newInstance makes the guest known by its name, or by the first free one of
 // godwit, godwit-2 and so on. Where that cannot be, a guest without a name of its
 // own does without.
 func newInstance(o *bootOptions) (*instance, error) {
-	i := &instance{}
+	i := &instance{name: o.name}
 	var err error
 	if o.named {
 		i.dir, err = rundir.Create(o.name)
@@ -47,7 +82,7 @@ func newInstance(o *bootOptions) (*instance, error) {
 	}
 	switch {
 	case err == nil:
-		o.name = i.dir.Name()
+		i.name = i.dir.Name()
 		i.vsock = i.dir.Path(rundir.VsockFile)
 	case o.named || o.wait:
 		return nil, err

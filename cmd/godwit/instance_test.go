@@ -266,8 +266,8 @@ func TestInstance(t *testing.T) {
 		t.Fatal(err)
 	}
 	second := &bootOptions{name: "inst"}
-	if other, err := newInstance(second); err != nil || second.name != "inst-2" {
-		t.Errorf("a second one is called %q, %v", second.name, err)
+	if other, err := newInstance(second); err != nil || other.name != "inst-2" {
+		t.Errorf("a second one is called %+v, %v", other, err)
 	} else if err := other.close(); err != nil {
 		t.Error(err)
 	}

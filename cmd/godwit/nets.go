@@ -6,10 +6,9 @@ import (
 	"github.com/godwit-vmm/godwit/machine"
 )
 
-// addNets gives the machine the network cards that the user asked for. The name
-// of the guest, which its MAC addresses come from, is settled. stop ends the
-// capture, after the machine.
-func (o *bootOptions) addNets(c *machine.Config) (stop func() error, err error) {
+// addNets gives the machine the network cards that the user asked for. Their
+// MAC addresses come from its name. stop ends the capture, after the machine.
+func (o *bootOptions) addNets(c *machine.Config, r *registration) (stop func() error, err error) {
 	stop = func() error { return nil }
 	var capture *pcap.File
 	if o.pcap != "" {
@@ -20,7 +19,11 @@ func (o *bootOptions) addNets(c *machine.Config) (stop func() error, err error) 
 	}
 	for i, n := range o.nets {
 		c.Nets = append(c.Nets, func() (*virtionet.Device, error) {
-			return n.Open(o.name, i, capture, c.Warn)
+			known, err := r.wait()
+			if err != nil {
+				return nil, err
+			}
+			return n.Open(known.name, i, capture, c.Warn)
 		})
 	}
 	return stop, nil

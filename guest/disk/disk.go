@@ -19,7 +19,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 )
 
@@ -125,7 +124,21 @@ func build(ctx context.Context, source, image string, o Options) (err error) {
 	return publish(file, image)
 }
 
-var validUUID = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+// validUUID tells whether s is a UUID in its usual form.
+func validUUID(s string) bool {
+	for i, c := range []byte(s) {
+		switch {
+		case i == 8, i == 13, i == 18, i == 23:
+			if c != '-' {
+				return false
+			}
+		case '0' <= c && c <= '9', 'a' <= c && c <= 'f', 'A' <= c && c <= 'F':
+		default:
+			return false
+		}
+	}
+	return len(s) == 36
+}
 
 func (o Options) check() error {
 	switch {
@@ -135,7 +148,7 @@ func (o Options) check() error {
 		return fmt.Errorf("size of %d bytes is not a multiple of %d", o.Size, blockSize)
 	case len(o.Label) > maxLabel:
 		return fmt.Errorf("label %q is longer than %d bytes", o.Label, maxLabel)
-	case o.UUID != "" && !validUUID.MatchString(o.UUID):
+	case o.UUID != "" && !validUUID(o.UUID):
 		return fmt.Errorf("UUID %q: want one such as 01234567-89ab-cdef-0123-456789abcdef", o.UUID)
 	}
 	return nil

@@ -108,10 +108,10 @@ func TestVirtioAttackInMachine(t *testing.T) {
 	}
 	var out bytes.Buffer
 	r := inMachine(t, elf, machine.Config{
-		Disks:     []blk.Config{{Path: disk(t, 1<<20, 1)}, {Path: disk(t, 1<<20, 1), ReadOnly: true}},
-		VsockPath: filepath.Join(t.TempDir(), "v"),
-		Balloon:   &balloon.Config{},
-		HVC:       &console.Config{Out: &out},
+		Disks:   []blk.Config{{Path: disk(t, 1<<20, 1)}, {Path: disk(t, 1<<20, 1), ReadOnly: true}},
+		Vsock:   func() (string, error) { return filepath.Join(t.TempDir(), "v"), nil },
+		Balloon: &balloon.Config{},
+		HVC:     &console.Config{Out: &out},
 	})
 	if r.Count != rounds {
 		t.Errorf("%d rounds, want %d", r.Count, rounds)

@@ -56,7 +56,7 @@ func runVsock(ctx context.Context, e *Env, v micro.Vsock) (*Result, error) {
 	if v.Mode == micro.RoundTrip {
 		r.addLatencies()
 	}
-	socket := machine.Config{NoRNG: true, VsockPath: path}
+	socket := machine.Config{NoRNG: true, Vsock: func() (string, error) { return path, nil }}
 	err = r.compete(ctx, e, e.rounds(11, 3),
 		contestant{name: loopName, run: func(context.Context) ([]float64, error) { return r.samplesOf(plainSocketLoop(path, v)) }},
 		contestant{name: godwitName, run: func(ctx context.Context) ([]float64, error) {

@@ -29,7 +29,7 @@ func Create(name string) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Dir{base: base, info: Info{Name: name, PID: os.Getpid(), Started: time.Now()}}
+	d := &Dir{base: base, info: Info{Name: name, PID: os.Getpid(), Started: time.Now().UTC()}}
 	if err := underLock(base, d.make); err != nil {
 		return nil, fmt.Errorf("machine %s: %w", name, err)
 	}
@@ -53,20 +53,13 @@ func CreateNumbered(name string) (*Dir, error) {
 // killed. The caller holds the lock of the base.
 func (d *Dir) make() error {
 	path := filepath.Join(d.base, d.info.Name)
-	running, err := held(path)
+	err := os.Mkdir(path, 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		if err = clear(path); err == nil {
+			err = os.Mkdir(path, 0o700)
+		}
+	}
 	if err != nil {
-		return err
-	}
-	if running {
-		var other Info
-		// The number is only for the message.
-		_ = readJSON(filepath.Join(path, infoFile), &other)
-		return fmt.Errorf("%w (process %d)", ErrRunning, other.PID)
-	}
-	if err := os.RemoveAll(path); err != nil {
-		return err
-	}
-	if err := os.Mkdir(path, 0o700); err != nil {
 		return err
 	}
 	if d.folder, err = openFolder(path); err != nil {
@@ -84,6 +77,21 @@ func (d *Dir) make() error {
 		return errors.Join(err, d.remove())
 	}
 	return nil
+}
+
+// clear removes the folder of a machine that is gone.
+func clear(path string) error {
+	running, err := held(path)
+	if err != nil {
+		return err
+	}
+	if running {
+		var other Info
+		// The number is only for the message.
+		_ = readJSON(filepath.Join(path, infoFile), &other)
+		return fmt.Errorf("%w (process %d)", ErrRunning, other.PID)
+	}
+	return os.RemoveAll(path)
 }
 
 func (d *Dir) save() error { return writeJSON(filepath.Join(d.path, infoFile), d.info) }
