@@ -13,33 +13,41 @@ import (
 //go:embed floor/floor.c
 var floorSource []byte
 
+//go:embed floor/sender.c
+var senderSource []byte
+
 // floorProgram is the C program that shows what KVM itself costs.
 type floorProgram struct {
 	path string
 	dir  string
 }
 
-// buildFloor compiles the program in the case's folder. Linked statically it
-// starts faster, so a floor that is not is the second choice.
+// buildFloor compiles the program in the case's folder.
 func buildFloor(ctx context.Context, e *Env) (*floorProgram, error) {
+	path, err := compile(ctx, e, "floor", floorSource)
+	return &floorProgram{path: path, dir: e.Dir}, err
+}
+
+// compile makes a program of C source in the case's folder. Linked statically it
+// starts faster, so one that is not is the second choice.
+func compile(ctx context.Context, e *Env, name string, text []byte) (path string, err error) {
 	cc, err := exec.LookPath("cc")
 	if err != nil {
-		return nil, Skip("the floor is a C program and there is no C compiler (cc): install gcc and libc6-dev")
+		return "", Skip("the %s is a C program and there is no C compiler (cc): install gcc and libc6-dev", name)
 	}
-	e.progress("compiling the floor")
-	source := filepath.Join(e.Dir, "floor.c")
-	if err := os.WriteFile(source, floorSource, 0o600); err != nil {
-		return nil, err
+	e.progress("compiling the " + name)
+	path = filepath.Join(e.Dir, name)
+	if err := os.WriteFile(path+".c", text, 0o600); err != nil {
+		return "", err
 	}
-	f := &floorProgram{path: filepath.Join(e.Dir, "floor"), dir: e.Dir}
 	var out []byte
 	for _, link := range []string{"-static", "-no-pie"} {
-		out, err = exec.CommandContext(ctx, cc, "-O2", "-Wall", link, "-o", f.path, source).CombinedOutput()
+		out, err = exec.CommandContext(ctx, cc, "-O2", "-Wall", link, "-o", path, path+".c").CombinedOutput()
 		if err == nil {
-			return f, nil
+			return path, nil
 		}
 	}
-	return nil, fmt.Errorf("compile the C floor: %w: %s", err, tail(string(out)))
+	return "", fmt.Errorf("compile the C %s: %w: %s", name, err, tail(string(out)))
 }
 
 // guestTimes is what a run of the floor says about its guest.

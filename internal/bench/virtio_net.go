@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -8,9 +9,9 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
-	"time"
 
 	virtionet "github.com/godwit-vmm/godwit/devices/virtio/net"
 	"github.com/godwit-vmm/godwit/devices/virtio/net/tap"
@@ -84,7 +85,7 @@ func runNetAlone(ctx context.Context, e *Env, n micro.Net, all uint64) (*Result,
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return nil, Skip("a network of its own takes privileges: %v", err)
 	}
-	cable, err := newCable(n)
+	cable, err := newCable(ctx, e, n)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +101,11 @@ func runNetAlone(ctx context.Context, e *Env, n micro.Net, all uint64) (*Result,
 	}
 	card := machine.Config{NoRNG: true, Nets: []machine.Net{cable.open}}
 	inQEMU := func(ctx context.Context, vhost string) ([]float64, error) {
-		defer cable.traffic()()
+		stop, err := cable.traffic()
+		if err != nil {
+			return nil, err
+		}
+		defer stop()
 		return r.samplesOf(timings(guest.inQEMU(ctx,
 			"-netdev", "tap,id=net,script=no,downscript=no,vhost="+vhost+",ifname="+cable.name,
 			"-device", fmt.Sprintf("virtio-net-pci,netdev=net,mac=%v", net.HardwareAddr(guestEnd.MAC[:])))))
@@ -108,7 +113,11 @@ func runNetAlone(ctx context.Context, e *Env, n micro.Net, all uint64) (*Result,
 	err = r.compete(ctx, e, e.rounds(11, 3),
 		contestant{name: loopName, run: func(context.Context) ([]float64, error) { return r.samplesOf(cable.loop(n)) }},
 		contestant{name: godwitName, run: func(ctx context.Context) ([]float64, error) {
-			defer cable.traffic()()
+			stop, err := cable.traffic()
+			if err != nil {
+				return nil, err
+			}
+			defer stop()
 			return r.samplesOf(timings(guest.inMachine(ctx, card)))
 		}},
 		contestant{name: qemuNet, peer: true, run: func(ctx context.Context) ([]float64, error) { return inQEMU(ctx, "off") }},
@@ -129,7 +138,11 @@ func runNetAlone(ctx context.Context, e *Env, n micro.Net, all uint64) (*Result,
 			return nil, err
 		}
 		defer guest.close()
-		defer cable.traffic()()
+		stop, err := cable.traffic()
+		if err != nil {
+			return nil, err
+		}
+		defer stop()
 		return guest.inMachine(ctx, card)
 	})
 }
@@ -139,14 +152,16 @@ func runNetAlone(ctx context.Context, e *Env, n micro.Net, all uint64) (*Result,
 type cable struct {
 	name string
 	tap  *tap.Tap
-	// socket sends packets to the guest, if it is to receive any.
-	socket int
+	// sender is the program that writes the packet to the socket, if the guest
+	// is to receive any; nil and empty if not.
+	sender string
+	socket *os.File
 	packet []byte // behind a struct virtio_net_hdr
 }
 
 const cableName = "bench0"
 
-func newCable(n micro.Net) (*cable, error) {
+func newCable(ctx context.Context, e *Env, n micro.Net) (*cable, error) {
 	card, err := tap.Open(tap.Config{Name: cableName})
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
 		return nil, Skip("%v", err)
@@ -154,11 +169,14 @@ func newCable(n micro.Net) (*cable, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &cable{name: cableName, tap: card, socket: -1}
+	c := &cable{name: cableName, tap: card}
 	if err = unix.IoctlSetInt(card.Descriptors()[0], unix.TUNSETPERSIST, 1); err == nil {
 		err = card.Close()
 	}
 	if err == nil && n.Mode == micro.Receive {
+		if c.sender, err = compile(ctx, e, "sender", senderSource); err != nil {
+			return nil, err
+		}
 		err = c.openSocket(n)
 	}
 	if err != nil {
@@ -179,20 +197,22 @@ func (c *cable) openSocket(n micro.Net) error {
 		return err
 	}
 	// Protocol 0: the socket gets nothing.
-	if c.socket, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
 		return err
 	}
+	c.socket = os.NewFile(uintptr(fd), "packet socket")
 	const packetVnetHdr = 15
 	return errors.Join(
-		unix.SetsockoptInt(c.socket, unix.SOL_PACKET, packetVnetHdr, 1),
-		unix.SetsockoptInt(c.socket, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 32<<20),
-		unix.Bind(c.socket, &unix.SockaddrLinklayer{Ifindex: link.Index}),
+		unix.SetsockoptInt(fd, unix.SOL_PACKET, packetVnetHdr, 1),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 32<<20),
+		unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: link.Index}),
 	)
 }
 
 func (c *cable) close() {
-	if c.socket >= 0 {
-		unix.Close(c.socket)
+	if c.socket != nil {
+		c.socket.Close()
 	}
 }
 
@@ -207,26 +227,20 @@ func (c *cable) open() (*virtionet.Device, error) {
 
 // traffic sends to the guest, if it is to receive, until the function that it
 // returns is called.
-func (c *cable) traffic() (stop func()) {
-	if c.socket < 0 {
-		return func() {}
+func (c *cable) traffic() (stop func(), err error) {
+	if c.socket == nil {
+		return func() {}, nil
 	}
-	stopping, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		for {
-			select {
-			case <-stopping:
-				return
-			default:
-			}
-			// An error is a full queue, or that nobody has the other end yet.
-			if _, err := unix.Write(c.socket, c.packet); err != nil {
-				time.Sleep(20 * time.Microsecond)
-			}
-		}
-	}()
-	return func() { close(stopping); <-stopped }
+	p := exec.Command(c.sender)
+	p.Stdin = bytes.NewReader(c.packet)
+	p.ExtraFiles = []*os.File{c.socket}
+	if err := p.Start(); err != nil {
+		return nil, fmt.Errorf("sender of packets: %w", err)
+	}
+	return func() {
+		_ = p.Process.Kill()
+		_ = p.Wait() // it was killed
+	}, nil
 }
 
 // loop does with system calls what a device must do at least: write packets to the
@@ -261,7 +275,11 @@ func (c *cable) loop(n micro.Net) ([]float64, error) {
 			return err
 		}
 	}
-	defer c.traffic()()
+	stop, err := c.traffic()
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
 	for range n.Warmup + n.Packets {
 		if err := loop.step(do); err != nil {
 			return nil, err

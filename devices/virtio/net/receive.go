@@ -51,6 +51,9 @@ type receiver struct {
 	// them yet: how long a frame is shows when it has been read.
 	owedBytes, owedFrames uint64
 
+	// spin is for the driver's next buffer.
+	spin spin
+
 	capture []byte // the frame to be captured
 }
 
@@ -61,6 +64,7 @@ func (r *receiver) start(driver *virtio.Driver, q *virtio.Queue) error {
 		r.want = maxFrame
 	}
 	r.first, r.count, r.room, r.begin, r.end, r.crowded = 0, 0, 0, 0, 0, false
+	r.spin = newSpin()
 	if err := r.worker.start(driver, q, r.run); err != nil || q == nil {
 		return err
 	}
@@ -150,9 +154,14 @@ func (r *receiver) gather() bool {
 }
 
 // hold takes one more buffer of the driver, if there is one.
-func (r *receiver) hold() bool {
-	c := &r.chains[(r.first+r.count)%maxPending]
-	ok, err := r.queue.Pop(c)
+func (r *receiver) hold() bool { return r.keep(r.queue.Pop(r.spare())) }
+
+// spare is where the next buffer goes.
+func (r *receiver) spare() *virtio.Chain { return &r.chains[(r.first+r.count)%maxPending] }
+
+// keep holds the buffer that was taken into spare, if ok is set.
+func (r *receiver) keep(ok bool, err error) bool {
+	c := r.spare()
 	if err == nil && ok && c.WriteLen < headerSize {
 		err = fmt.Errorf("receive buffer of %d bytes, want %d or more: %w", c.WriteLen, headerSize, virtio.ErrBroken)
 	}
@@ -175,6 +184,7 @@ func (r *receiver) hold() bool {
 		}
 		return false
 	}
+	r.spin.woken()
 	setVectors(r.vectors[r.end:], c.Write)
 	r.end += len(c.Write)
 	r.room += int(c.WriteLen)
@@ -182,13 +192,20 @@ func (r *receiver) hold() bool {
 	return true
 }
 
-// starve asks the driver for a kick when it gives buffers, and tells whether it
-// has done so meanwhile.
+// starve waits a little for a buffer and then asks the driver for a kick when it
+// gives some. It tells whether the driver has done so meanwhile. Frames that come
+// before the kick find it asleep and do not have it wait again.
 func (r *receiver) starve() bool {
 	if r.failed {
 		return false
 	}
 	r.queue.Notify()
+	if !r.spin.asleep() {
+		if r.keep(r.spin.pop(r.queue, r.spare())) || r.failed {
+			return !r.failed
+		}
+		r.spin.sleeps()
+	}
 	more, err := r.queue.EnableKicks()
 	if err != nil {
 		r.fail(err)

@@ -48,7 +48,10 @@ func (s *spin) pop(q *virtio.Queue, c *virtio.Chain) (bool, error) {
 // sleeps is called when there was nothing.
 func (s *spin) sleeps() { s.slept = time.Now() }
 
-// woken is called when the driver has kicked.
+// asleep tells whether nothing has come since sleeps.
+func (s *spin) asleep() bool { return !s.slept.IsZero() }
+
+// woken is called when the driver has given something again.
 func (s *spin) woken() {
 	switch {
 	case s.slept.IsZero(), s.alone:
