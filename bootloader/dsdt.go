@@ -20,7 +20,9 @@ func dsdt(p *Platform) []byte {
 	if p.Pvpanic != 0 {
 		devices = append(devices, pvpanic(p.Pvpanic))
 	}
+	devices = append(devices, generationID())
 	body := aml.Scope(`\_SB`, devices...)
+	body = append(body, generationChanged()...)
 	body = append(body, powerOff(p.Power.SleepTypeS5)...)
 	// From revision 2 on integers have 64 bits.
 	return table("DSDT", 2, body)
@@ -39,6 +41,8 @@ const (
 	hidSerial      = "PNP0501"
 	hidClock       = "PNP0B00"
 	hidPvpanic     = "QEMU0001"
+	hidGeneration  = "GDWT0001"
+	cidGeneration  = "VM_Gen_Counter" // which drivers look for
 )
 
 // device declares a device with an EISA ID.
@@ -136,6 +140,31 @@ func pvpanic(port uint16) aml.Term {
 		aml.Name("_HID", aml.String(hidPvpanic)),
 		aml.Name("_STA", aml.Integer(presentAndWorking)),
 		aml.Name("_CRS", aml.Resources(aml.IO(port, 1))),
+	)
+}
+
+// generationID says where the virtual machine generation ID is: a number that is
+// another one whenever the machine is restored, so that what must be unique, such as
+// the state of random number generators, is made anew.
+func generationID() aml.Term {
+	low, high := uint64(GenerationIDAddr)&0xffff_ffff, uint64(GenerationIDAddr)>>32
+	return aml.Device(generationDevice,
+		aml.Name("_HID", aml.String(hidGeneration)),
+		aml.Name("_CID", aml.String(cidGeneration)),
+		aml.Name("_DDN", aml.String(cidGeneration)),
+		aml.Name("ADDR", aml.Package(aml.Integer(low), aml.Integer(high))),
+	)
+}
+
+const generationDevice = "VGEN"
+
+// generationChanged handles the general-purpose event.
+func generationChanged() aml.Term {
+	const changed = 0x80
+	return aml.Scope(`\_GPE`,
+		aml.Method(fmt.Sprintf("_E%02X", GenerationEvent), 0, false,
+			aml.Notify(aml.Path(`\_SB.`+generationDevice), changed),
+		),
 	)
 }
 

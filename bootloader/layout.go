@@ -17,6 +17,7 @@ import "github.com/godwit-vmm/godwit/memory"
 //	0x20000  (end of command line)
 //	0x9fc00  lowRAMEnd       where a PC has its extended BIOS data area
 //	0xe0000  acpiAddr        RSDP, then the other ACPI tables
+//	0xff000  GenerationIDAddr  virtual machine generation ID, reserved like them
 //	0x100000 kernelMin       RAM again: kernel, then initrd at the far end
 const (
 	gdtAddr       memory.GPA = 0x1000
@@ -30,6 +31,17 @@ const (
 	// acpiAddr is where the search for the RSDP begins on a PC
 	// (ACPI 6.5 §5.2.5.1).
 	acpiAddr  memory.GPA = 0xe0000
-	acpiEnd   memory.GPA = 0x100000
+	acpiEnd   memory.GPA = GenerationIDAddr
 	kernelMin memory.GPA = 0x100000
 )
+
+// GenerationIDAddr is where the machine keeps the generation ID, of
+// GenerationIDSize bytes (Virtual Machine Generation ID, Microsoft 2012). The
+// memory map reserves the page.
+const (
+	GenerationIDAddr memory.GPA = 0xff000
+	GenerationIDSize            = 16
+)
+
+// GenerationEvent is the general-purpose event that says that the ID has changed.
+const GenerationEvent = 0

@@ -16,7 +16,7 @@ func (m *Machine) addBalloon() error {
 	if err != nil {
 		return err
 	}
-	if _, err := m.addVirtio("balloon", d); err != nil {
+	if _, err := addVirtio(m, "balloon", d); err != nil {
 		return err
 	}
 	m.balloon = d

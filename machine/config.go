@@ -24,6 +24,10 @@ type Config struct {
 	HugePages bool
 	// Kernel and Initrd are paths; Initrd may be empty.
 	Kernel, Initrd string
+	// Saved is a machine to go on with instead of booting a kernel. The rest of
+	// the configuration says the same as that of the saved machine, but for
+	// host paths, names and limits.
+	Saved *Saved
 	// Cmdline is the kernel command line.
 	Cmdline string
 	// Console and Channel get what the guest writes to its first and second
@@ -56,6 +60,13 @@ type Config struct {
 	ExitTrace io.Writer
 }
 
+// Saved is a machine that was saved.
+type Saved struct {
+	State *State
+	// Memory is what its RAM held. The files may be closed when New returns.
+	Memory []memory.Extent
+}
+
 // PanicWord is the word of the kernel command line that makes a Linux guest
 // tell a panic from a reboot: it leaves the warm reset flag in the BIOS data
 // area before it resets the machine after a panic (kernel parameter
@@ -68,6 +79,12 @@ func (c *Config) check() error {
 	}
 	if _, err := memory.LayoutRAM(c.Memory); err != nil {
 		return err
+	}
+	if c.Saved != nil {
+		if c.Saved.State == nil || c.Saved.Memory == nil {
+			return fmt.Errorf("a saved machine without its state or its memory")
+		}
+		return nil
 	}
 	if c.Kernel == "" {
 		return fmt.Errorf("no kernel given")

@@ -26,10 +26,12 @@ func (m *Machine) addDevices() error {
 	m.channel = m.serial(m.cfg.Channel, devices.COM2GSI)
 	m.pm = devices.NewPM(devices.PMConfig{Power: power, SCI: m.ioapic.Pin(devices.SCIGSI)})
 	m.rtc = devices.NewRTC(devices.RTCConfig{IRQ: m.ioapic.Pin(devices.RTCGSI)})
+	m.i8042 = devices.NewI8042(power)
+	m.resetRegister = devices.NewResetRegister(power)
 	ram := m.mem.Ranges()
 	m.pci = pci.NewBus(pci.BusConfig{
 		MMIO: m.mmio, RAM: ram, Window32: pci32Window(), Window64: pci64Window(ram),
-		Reset: devices.NewResetRegister(power),
+		Reset: m.resetRegister,
 	})
 
 	err := errors.Join(
@@ -37,7 +39,7 @@ func (m *Machine) addDevices() error {
 		m.ports.Map("COM2", devices.COM2Port, devices.SerialPorts, m.channel),
 		m.ports.Map("ACPI power management", devices.PMPort, devices.PMPorts, m.pm),
 		m.ports.Map("RTC", devices.RTCPort, devices.RTCPorts, m.rtc),
-		m.ports.Map("keyboard controller", devices.I8042Port, devices.I8042Ports, devices.NewI8042(power)),
+		m.ports.Map("keyboard controller", devices.I8042Port, devices.I8042Ports, m.i8042),
 		m.ports.Map("pvpanic", devices.PVPanicPort, 1, devices.NewPVPanic(power)),
 		m.ports.Map("PCI configuration", devices.PCIConfigPort, devices.PCIConfigPorts, m.pci.ConfigPorts()),
 		m.mmio.Map("PCI configuration", uint64(memory.ECAMStart), memory.ECAMSize, m.pci.ECAM()),

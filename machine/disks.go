@@ -17,7 +17,7 @@ func (m *Machine) addDisks() error {
 		if err != nil {
 			return fmt.Errorf("disk %d: %w", i, err)
 		}
-		if _, err := m.addVirtio(fmt.Sprintf("disk %d", i), d); err != nil {
+		if _, err := addVirtio(m, fmt.Sprintf("disk %d", i), d); err != nil {
 			return err
 		}
 		m.disks = append(m.disks, d)

@@ -15,7 +15,7 @@ func (m *Machine) addHVC() error {
 	if err != nil {
 		return err
 	}
-	if _, err := m.addVirtio("console", d); err != nil {
+	if _, err := addVirtio(m, "console", d); err != nil {
 		return err
 	}
 	m.hvc = d

@@ -28,8 +28,11 @@ import (
 // Machine is a virtual machine.
 type Machine struct {
 	cfg Config
+	sys *kvm.System
 	vm  *kvm.VM
 	mem *memory.Guest
+	// msrs is what savedMSRs has found out.
+	msrs []uint32
 
 	ports, mmio *devices.Bus
 	router      *router
@@ -37,13 +40,22 @@ type Machine struct {
 	pm          *devices.PM
 	pci         *pci.Bus
 	rtc         *devices.RTC
-	virtio      []*virtioFunction
-	disks       []*blk.Device
-	balloon     *balloon.Device
-	hvc         *virtioconsole.Device
-	console     *devices.Serial
-	channel     *devices.Serial
-	cpus        []*vcpu.VCPU
+	i8042       *devices.I8042
+	// resetRegister is the chipset's (port 0xcf9).
+	resetRegister *devices.ResetRegister
+	virtio        []*virtioFunction
+	disks         []*blk.Device
+	balloon       *balloon.Device
+	hvc           *virtioconsole.Device
+	console       *devices.Serial
+	channel       *devices.Serial
+	cpus          []*vcpu.VCPU
+
+	// dirtyMu is over the log of dirty pages: whether it is on, whether KVM
+	// wants to be told to watch pages anew, and room for a slot's log.
+	dirtyMu           sync.Mutex
+	logging, clearing bool
+	dirtyWords        []uint64
 
 	end     sync.Once
 	ended   chan struct{} // closed by finish
@@ -51,13 +63,14 @@ type Machine struct {
 	err     error
 }
 
-// New builds a machine on sys and loads the kernel. It does not run yet.
+// New builds a machine on sys, and loads the kernel or the saved state. It does not
+// run yet. sys stays open for as long as the machine.
 func New(sys *kvm.System, c Config) (*Machine, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	m := &Machine{cfg: c, ports: new(devices.Bus), mmio: new(devices.Bus), ended: make(chan struct{})}
-	if err := m.build(sys); err != nil {
+	m := &Machine{cfg: c, sys: sys, ports: new(devices.Bus), mmio: new(devices.Bus), ended: make(chan struct{})}
+	if err := m.build(); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
 	return m, nil
@@ -66,7 +79,7 @@ func New(sys *kvm.System, c Config) (*Machine, error) {
 // build does the steps in the order that KVM wants: what belongs to the VM as
 // a whole before the first processor, and the cheap checks of what the user
 // gave before the costly steps.
-func (m *Machine) build(sys *kvm.System) error {
+func (m *Machine) build() error {
 	// Asking for CPUID takes as long as the rest together where this host
 	// is itself a guest, because each leaf traps: it goes beside.
 	var cpuid []kvm.CPUIDEntry2
@@ -74,24 +87,29 @@ func (m *Machine) build(sys *kvm.System) error {
 	asked := make(chan struct{})
 	go func() {
 		defer close(asked)
-		cpuid, cpuidErr = sys.SupportedCPUID()
+		cpuid, cpuidErr = m.sys.SupportedCPUID()
 	}()
 	defer func() { <-asked }() // the caller may close sys after an error
 
 	var err error
-	if m.vm, err = sys.CreateVM(); err != nil {
+	if m.vm, err = m.sys.CreateVM(); err != nil {
 		return err
 	}
 	m.trace("vm")
 	if err := m.addMemory(); err != nil {
 		return err
 	}
-	m.trace("memory")
-	entry, err := m.load()
-	if err != nil {
+	if err := m.newGeneration(); err != nil {
 		return err
 	}
-	m.trace("kernel")
+	m.trace("memory")
+	var entry bootloader.Entry
+	if m.cfg.Saved == nil {
+		if entry, err = m.load(); err != nil {
+			return err
+		}
+		m.trace("kernel")
+	}
 	if err := m.addInterrupts(); err != nil {
 		return err
 	}
@@ -105,7 +123,11 @@ func (m *Machine) build(sys *kvm.System) error {
 	if err := m.addCPUs(cpuid); err != nil {
 		return err
 	}
-	err = m.cpus[0].SetEntry(func(r *kvm.Regs, s *kvm.Sregs) { enter(&entry, r, s) })
+	if m.cfg.Saved != nil {
+		err = m.restore(m.cfg.Saved.State)
+	} else {
+		err = m.cpus[0].SetEntry(func(r *kvm.Regs, s *kvm.Sregs) { enter(&entry, r, s) })
+	}
 	m.trace("cpus")
 	return err
 }
@@ -125,16 +147,15 @@ func (m *Machine) addMemory() error {
 		return err
 	}
 	var err error
-	m.mem, err = memory.New(memory.Options{Size: m.cfg.Memory, HugePages: m.cfg.HugePages, Name: m.cfg.Name})
+	o := memory.Options{Size: m.cfg.Memory, HugePages: m.cfg.HugePages, Name: m.cfg.Name}
+	if m.cfg.Saved != nil {
+		o.Saved = m.cfg.Saved.Memory
+	}
+	m.mem, err = memory.New(o)
 	if err != nil {
 		return err
 	}
-	for slot, r := range m.mem.Regions() {
-		if err := m.vm.SetUserMemoryRegion(uint32(slot), 0, uint64(r.Start), r.Mem); err != nil {
-			return err
-		}
-	}
-	return nil
+	return m.setSlots(0)
 }
 
 func (m *Machine) load() (bootloader.Entry, error) {
@@ -267,6 +288,10 @@ const flushTimeout = 2 * time.Second
 // reached the writers when Run returns, unless they block. Run is called once.
 func (m *Machine) Run(ctx context.Context) (Outcome, error) {
 	raiseProcs(len(m.cpus))
+	if m.cfg.Saved != nil {
+		m.resumeVirtio()
+		m.announceGeneration()
+	}
 	for _, v := range m.cpus {
 		v.Start()
 	}

@@ -18,7 +18,7 @@ func (m *Machine) addNets() error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		if _, err := m.addVirtio(name, d); err != nil {
+		if _, err := addVirtio(m, name, d); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"encoding/json"
 	"errors"
 	"io"
 
@@ -17,11 +18,22 @@ type virtioDevice interface {
 	io.Closer
 }
 
+// savedDevice is a device whose State is an S.
+type savedDevice[S any] interface {
+	virtioDevice
+	Save() S
+	Restore(S) error
+}
+
 // virtioFunction is a virtio device with its transport and its interrupts.
 type virtioFunction struct {
+	name     string
 	device   virtioDevice
 	function *vpci.Function
 	vectors  *vectors
+	// save and restore are for the device's own State, as JSON.
+	save    func() (json.RawMessage, error)
+	restore func(json.RawMessage) error
 }
 
 // addVirtioDevices makes the devices that the configuration asks for. The order
@@ -45,14 +57,24 @@ func (m *Machine) addRNG() error {
 	if err != nil {
 		return err
 	}
-	_, err = m.addVirtio("rng", d)
+	_, err = addVirtio(m, "rng", d)
 	return err
 }
 
 // addVirtio puts a device on the PCI bus. The name is for messages. The machine
 // closes the device when it is closed itself, also after an error.
-func (m *Machine) addVirtio(name string, d virtioDevice) (*vpci.Function, error) {
-	v := &virtioFunction{device: d}
+func addVirtio[S any](m *Machine, name string, d savedDevice[S]) (*vpci.Function, error) {
+	v := &virtioFunction{
+		name: name, device: d,
+		save: func() (json.RawMessage, error) { return json.Marshal(d.Save()) },
+		restore: func(saved json.RawMessage) error {
+			var s S
+			if err := json.Unmarshal(saved, &s); err != nil {
+				return err
+			}
+			return d.Restore(s)
+		},
+	}
 	m.virtio = append(m.virtio, v)
 	var err error
 	if v.vectors, err = m.router.newVectors(vpci.NumVectors(d)); err != nil {

@@ -15,6 +15,6 @@ func (m *Machine) addVsock() error {
 	if err != nil {
 		return err
 	}
-	_, err = m.addVirtio("vsock", d)
+	_, err = addVirtio(m, "vsock", d)
 	return err
 }

@@ -25,7 +25,13 @@ func (g *Guest) Discard(gpa GPA, n uint64) (uint64, error) {
 		return 0, nil
 	}
 	const punch = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
-	if err := g.fallocate(punch, r.Offset+first, end-first); err != nil {
+	var err error
+	if g.private {
+		err = g.discardPrivate(r.Mem[first:end])
+	} else {
+		err = g.fallocate(punch, r.Offset+first, end-first)
+	}
+	if err != nil {
 		return 0, fmt.Errorf("give %d bytes at guest address %#x back to the host: %w", n, uint64(gpa), err)
 	}
 	// The content has changed, for whoever has a copy of it.
@@ -41,8 +47,8 @@ func (g *Guest) Populate(gpa GPA, n uint64) error {
 	if r == nil {
 		return outside(gpa, n)
 	}
-	if n == 0 {
-		return nil
+	if n == 0 || g.private {
+		return nil // small pages of private memory come when they are touched
 	}
 	if err := g.fallocate(0, r.Offset+uint64(gpa-r.Start), n); err != nil {
 		return fmt.Errorf("get memory from the host for %d bytes at guest address %#x: %w", n, uint64(gpa), err)

@@ -28,6 +28,10 @@ type Options struct {
 	HugePages bool
 	// Name shows in /proc/PID/maps as memfd:Name.
 	Name string
+	// Saved is what the RAM of a restored guest holds at first. A guest with
+	// huge pages gets a copy of it, any other a private mapping; nil is a guest
+	// that has not lived yet. Later extents win over earlier ones.
+	Saved []Extent
 }
 
 // Region is one contiguous piece of RAM and its mapping in this process.
@@ -49,6 +53,9 @@ type Guest struct {
 	fd      int
 	size    uint64
 	dirty   *Bitmap
+	// private is set for memory that is not the memfd's but a private mapping
+	// of saved memory.
+	private bool
 
 	hostPageSize uint64
 }
@@ -66,6 +73,13 @@ func New(o Options) (*Guest, error) {
 	if o.HugePages && o.Size%hugePageSize != 0 {
 		return nil, fmt.Errorf("guest memory of %d bytes with huge pages: want a multiple of 2 MiB", o.Size)
 	}
+	if o.Saved != nil && !o.HugePages {
+		g := &Guest{fd: -1, size: o.Size, dirty: NewBitmap(o.Size / PageSize), hostPageSize: PageSize, private: true}
+		if err := g.mapSaved(ranges, o.Saved); err != nil {
+			return nil, errors.Join(err, g.Close())
+		}
+		return g, nil
+	}
 	name := o.Name
 	if name == "" {
 		name = "guest"
@@ -82,7 +96,11 @@ func New(o Options) (*Guest, error) {
 	if o.HugePages {
 		g.hostPageSize = hugePageSize
 	}
-	if err := g.mapRegions(ranges, o.HugePages); err != nil {
+	err = g.mapRegions(ranges, o.HugePages)
+	if err == nil {
+		err = g.copySaved(o.Saved)
+	}
+	if err != nil {
 		return nil, errors.Join(err, g.Close())
 	}
 	return g, nil
@@ -126,6 +144,26 @@ func (g *Guest) mapRegions(ranges []Range, huge bool) error {
 	return nil
 }
 
+// copySaved fills the memory.
+func (g *Guest) copySaved(extents []Extent) error {
+	for _, e := range extents {
+		if err := e.check(g.size); err != nil {
+			return err
+		}
+		for i := range g.regions {
+			r := &g.regions[i]
+			first, end := max(e.Offset, r.Offset), min(e.Offset+e.Length, r.Offset+r.Size)
+			if first >= end {
+				continue
+			}
+			if _, err := e.File.ReadAt(r.Mem[first-r.Offset:end-r.Offset], int64(first)); err != nil {
+				return fmt.Errorf("read saved memory at %#x of %s: %w", first, e.File.Name(), err)
+			}
+		}
+	}
+	return nil
+}
+
 // Close unmaps and frees the memory. Views that were handed out are invalid.
 func (g *Guest) Close() error {
 	var errs []error
@@ -143,7 +181,8 @@ func (g *Guest) Close() error {
 // Size is the amount of RAM in bytes.
 func (g *Guest) Size() uint64 { return g.size }
 
-// FD is the memfd that backs RAM; Region.Offset says what lies where in it.
+// FD is the memfd that backs RAM; Region.Offset says what lies where in it. It is -1
+// for restored memory, which is a private mapping.
 func (g *Guest) FD() int { return g.fd }
 
 // Regions are the pieces of RAM in rising order of address.

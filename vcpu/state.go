@@ -21,7 +21,7 @@ type State struct {
 	XSAVE     []byte
 	XCRS      kvm.XCRS
 	DebugRegs kvm.DebugRegs
-	LAPIC     kvm.LAPICState
+	LAPIC     []byte // the registers of kvm.LAPICState
 	TSCkHz    uint32
 	MSRs      []kvm.MSREntry
 	Events    kvm.VCPUEvents
@@ -57,7 +57,11 @@ func (v *VCPU) Save(msrs []uint32) (*State, error) {
 	read("extended state", func() (e error) { s.XSAVE, e = v.cpu.GetXSAVE(); return })
 	read("extended control registers", func() (e error) { s.XCRS, e = v.cpu.GetXCRS(); return })
 	read("debug registers", func() (e error) { s.DebugRegs, e = v.cpu.GetDebugRegs(); return })
-	read("local APIC", func() (e error) { s.LAPIC, e = v.cpu.GetLAPIC(); return })
+	read("local APIC", func() error {
+		l, e := v.cpu.GetLAPIC()
+		s.LAPIC = l.Regs[:]
+		return e
+	})
 	read("TSC frequency", func() (e error) { s.TSCkHz, e = v.cpu.GetTSCKHz(); return })
 	// What KVM has, not what it was given: it fills in bits as the guest
 	// sets control registers.
@@ -123,7 +127,14 @@ func (v *VCPU) Restore(s *State) error {
 	write("extended state", func() error { return v.cpu.SetXSAVE(s.XSAVE) })
 	write("extended control registers", func() error { return v.cpu.SetXCRS(s.XCRS) })
 	write("debug registers", func() error { return v.cpu.SetDebugRegs(s.DebugRegs) })
-	write("local APIC", func() error { return v.cpu.SetLAPIC(s.LAPIC) })
+	write("local APIC", func() error {
+		var l kvm.LAPICState
+		if len(s.LAPIC) != len(l.Regs) {
+			return fmt.Errorf("%d bytes of registers, want %d", len(s.LAPIC), len(l.Regs))
+		}
+		copy(l.Regs[:], s.LAPIC)
+		return v.cpu.SetLAPIC(l)
+	})
 	write("MSRs", func() error { return v.cpu.SetMSRs(inOrder(s.MSRs)) })
 	write("events", func() error { return v.cpu.SetVCPUEvents(s.Events) })
 	write("kvmclock", func() error {

@@ -39,6 +39,7 @@ const (
 	extOpPrefix    = 0x5b
 	argOp          = 0x68
 	andOp          = 0x7b
+	notifyOp       = 0x86
 	orOp           = 0x7d
 	deviceOp       = 0x82 // behind extOpPrefix
 	createDWordOp  = 0x8a
@@ -85,6 +86,11 @@ func Else(terms ...Term) Term { return sized(Term{elseOp}, join(terms)) }
 
 // Return ends a method with a value.
 func Return(value Term) Term { return append(Term{returnOp}, value...) }
+
+// Notify tells the driver of a device that something happened to it.
+func Notify(device Term, value uint64) Term {
+	return join([]Term{{notifyOp}, device, Integer(value)})
+}
 
 // Equal compares two numbers or buffers.
 func Equal(a, b Term) Term { return join([]Term{{equalOp}, a, b}) }

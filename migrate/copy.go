@@ -1,0 +1,248 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/bits"
+	"time"
+
+	"github.com/godwit-vmm/godwit/memory"
+)
+
+// Source is a machine whose memory is copied while it runs.
+type Source interface {
+	// Memory is the guest's.
+	Memory() *memory.Guest
+	// StartDirtyLog has writes noted from now on, and FetchDirty sets the bits
+	// of the pages that were written since its last call, all by the first.
+	StartDirtyLog() error
+	FetchDirty(dst []uint64) error
+	// Pause returns when the guest, and all that works for it, stands still.
+	Pause()
+	Resume()
+}
+
+// PageWriter takes pages of guest memory.
+type PageWriter interface {
+	// WritePages takes the pages that lie in the memory from offset on (see
+	// memory.Region.Offset). The guest may write to p at the same time; the
+	// same pages are then given again.
+	WritePages(offset int64, p []byte) error
+}
+
+// Report says how a copy went.
+type Report struct {
+	// Rounds before the pause, and all bytes that were copied.
+	Rounds int    `json:"rounds"`
+	Bytes  uint64 `json:"bytes"`
+	// Rest is what was copied within the pause.
+	Rest uint64 `json:"rest"`
+	// Pause is how long the guest stood still.
+	Pause time.Duration `json:"pause_ns"`
+	Total time.Duration `json:"total_ns"`
+}
+
+const (
+	// maxRun is how many bytes are given to the writer at once.
+	maxRun = 1 << 20
+	// stashSize is how much of the rest is put aside within the pause, so that
+	// the guest need not wait for the writer: a disk may be busy.
+	stashSize = 32 << 20
+)
+
+// DefaultLimits are for a snapshot on a disk of this machine: what is left takes
+// about two milliseconds to put aside.
+var DefaultLimits = Limits{Rest: 4 << 20, Rounds: 12}
+
+// copier copies the memory of one source.
+type copier struct {
+	src Source
+	to  PageWriter
+	mem *memory.Guest
+	// dirty are the pages of the next round.
+	dirty  []uint64
+	report Report
+}
+
+// Copy copies the pages of src that have their bit set in pages, and all that are
+// written meanwhile, to w. When little is left it pauses the guest, calls paused,
+// which saves the rest of the machine's state, and resumes the guest. The copy is
+// the memory at the time of paused.
+//
+// The dirty log is on afterwards: the next FetchDirty has what has been written
+// since the pause. After an error the guest runs on.
+func Copy(ctx context.Context, src Source, w PageWriter, pages []uint64, l Limits, paused func() error) (Report, error) {
+	c := &copier{src: src, to: w, mem: src.Memory(), dirty: pages}
+	start := time.Now()
+	err := c.copy(ctx, l, paused)
+	c.report.Total = time.Since(start)
+	return c.report, err
+}
+
+func (c *copier) copy(ctx context.Context, l Limits, paused func() error) error {
+	if err := c.src.StartDirtyLog(); err != nil {
+		return err
+	}
+	// What was noted before is among the pages, or older than they are.
+	if err := c.src.FetchDirty(make([]uint64, len(c.dirty))); err != nil {
+		return err
+	}
+	for p := (Progress{Round: 1}); ; p.Round++ {
+		n, err := c.round(ctx)
+		if err != nil {
+			return err
+		}
+		p.Before = n
+		c.report.Rounds, c.report.Bytes = p.Round, c.report.Bytes+n
+		if err := c.src.FetchDirty(c.dirty); err != nil {
+			return err
+		}
+		p.Dirty = countBytes(c.dirty)
+		if l.enough(p) {
+			break
+		}
+	}
+	return c.last(ctx, paused)
+}
+
+// last copies what is left while the guest is paused. What does not fit into the
+// stash is written then too.
+func (c *copier) last(ctx context.Context, paused func() error) error {
+	stash := newStash(min(stashSize, 2*countBytes(c.dirty)+maxRun))
+	began := time.Now()
+	c.src.Pause()
+	running := false
+	resume := func() {
+		if !running {
+			running = true
+			c.src.Resume()
+			c.report.Pause = time.Since(began)
+		}
+	}
+	defer resume()
+	if err := c.src.FetchDirty(c.dirty); err != nil {
+		return err
+	}
+	n := countBytes(c.dirty)
+	if err := c.runs(ctx, stash.take(c.to)); err != nil {
+		return err
+	}
+	if err := paused(); err != nil {
+		return err
+	}
+	resume()
+	c.report.Rest, c.report.Bytes = n, c.report.Bytes+n
+	return stash.flush(c.to)
+}
+
+// round copies the dirty pages and forgets that they are.
+func (c *copier) round(ctx context.Context) (uint64, error) {
+	n := countBytes(c.dirty)
+	return n, c.runs(ctx, c.to.WritePages)
+}
+
+// runs calls write for the runs of dirty pages, and clears their bits.
+func (c *copier) runs(ctx context.Context, write func(offset int64, p []byte) error) error {
+	for _, r := range c.mem.Regions() {
+		first, end := r.Offset/memory.PageSize, (r.Offset+r.Size)/memory.PageSize
+		for at := first; ; {
+			from, n := nextRun(c.dirty, at, end, maxRun/memory.PageSize)
+			if n == 0 {
+				break
+			}
+			if err := ctx.Err(); err != nil {
+				return context.Cause(ctx)
+			}
+			offset := from * memory.PageSize
+			p := r.Mem[offset-r.Offset : offset-r.Offset+n*memory.PageSize]
+			if err := write(int64(offset), p); err != nil {
+				return fmt.Errorf("copy %d bytes of guest memory at %#x: %w", len(p), offset, err)
+			}
+			at = from + n
+		}
+	}
+	clear(c.dirty)
+	return nil
+}
+
+// nextRun finds the first run of set bits from bit at on, before bit end; it is at
+// most most long, and 0 if there is none.
+func nextRun(words []uint64, at, end, most uint64) (first, n uint64) {
+	for at < end {
+		w := words[at/64] >> (at % 64)
+		if w == 0 {
+			at = (at/64 + 1) * 64
+			continue
+		}
+		at += uint64(bits.TrailingZeros64(w))
+		break
+	}
+	if at >= end {
+		return end, 0
+	}
+	first = at
+	for at < end && at-first < most {
+		w := ^words[at/64] >> (at % 64)
+		run := min(uint64(bits.TrailingZeros64(w)), 64-at%64)
+		if run == 0 {
+			break
+		}
+		at += run
+	}
+	return first, min(at, end, first+most) - first
+}
+
+func countBytes(words []uint64) uint64 {
+	n := 0
+	for _, w := range words {
+		n += bits.OnesCount64(w)
+	}
+	return uint64(n) * memory.PageSize
+}
+
+// stash keeps copies of pages for later.
+type stash struct {
+	buf  []byte
+	runs []stashed
+}
+
+type stashed struct {
+	offset int64
+	p      []byte
+}
+
+// newStash makes room for size bytes, and has the host provide it now.
+func newStash(size uint64) *stash {
+	s := &stash{buf: make([]byte, size), runs: make([]stashed, 0, 1024)}
+	for i := 0; i < len(s.buf); i += memory.PageSize {
+		s.buf[i] = 1
+	}
+	return s
+}
+
+// take returns a function that puts pages aside, or gives them to w when there is
+// no room left.
+func (s *stash) take(w PageWriter) func(offset int64, p []byte) error {
+	return func(offset int64, p []byte) error {
+		if len(p) > len(s.buf) {
+			return w.WritePages(offset, p)
+		}
+		n := copy(s.buf, p)
+		s.runs = append(s.runs, stashed{offset, s.buf[:n:n]})
+		s.buf = s.buf[n:]
+		return nil
+	}
+}
+
+// flush writes what was put aside.
+func (s *stash) flush(w PageWriter) error {
+	var errs []error
+	for _, r := range s.runs {
+		if err := w.WritePages(r.offset, r.p); err != nil {
+			errs = append(errs, err)
+			break
+		}
+	}
+	return errors.Join(errs...)
+}
