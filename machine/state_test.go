@@ -122,6 +122,13 @@ func TestRestoreRefuses(t *testing.T) {
 		{"processor gone", func(_ *Config, s *Saved) { s.State.CPUs[0] = nil }, "nothing is saved of CPU 0"},
 		{"less memory", func(c *Config, _ *Saved) { c.Memory = 4 << 20 }, "are not pages of a guest"},
 		{"memory cut", func(c *Config, s *Saved) { c.Memory, s.Memory[0].Length = 16<<20, 16<<20 }, "want 16777216 of saved memory"},
+		{"processor feature", func(_ *Config, s *Saved) {
+			for i := range s.State.CPUs[0].CPUID {
+				if e := &s.State.CPUs[0].CPUID[i]; e.Function == 1 {
+					e.ECX = ^uint32(0)
+				}
+			}
+		}, "this host lacks processor features that the guest was started with: "},
 		{"local APIC", func(_ *Config, s *Saved) { s.State.CPUs[0].LAPIC = nil }, "0 bytes of registers"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -100,7 +100,8 @@ func (v *VCPU) readMSRs(list []uint32) ([]kvm.MSREntry, error) {
 }
 
 // Restore loads a saved state into a VCPU that has not started. The VM's
-// interrupt controllers, memory and other processors exist already.
+// interrupt controllers, memory and other processors exist already. It has
+// the CPUID table that a new guest would get on this host.
 //
 // The order: CPUID decides what else may be set; REGS clears pending
 // exceptions and so comes before the events; SREGS sets the APIC base, without
@@ -111,7 +112,15 @@ func (v *VCPU) Restore(s *State) error {
 	if s.Version != stateVersion {
 		return fmt.Errorf("state of vCPU %d: version %d, this program reads version %d: save it again with the program that is to restore it", v.cfg.ID, s.Version, stateVersion)
 	}
-	var err error
+	// Not what KVM says that it supports: a KVM without hardware shows the
+	// guest features of the host that it does not list.
+	here, err := v.cpu.GetCPUID2()
+	if err != nil {
+		return err
+	}
+	if err := checkFeatures(s.CPUID, here); err != nil {
+		return err
+	}
 	write := func(what string, f func() error) {
 		if err == nil {
 			if e := f(); e != nil {
