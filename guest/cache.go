@@ -22,6 +22,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/godwit-vmm/godwit/internal/durable"
 )
 
 // ErrNotCached is wrapped by errors about a kernel or initramfs that has not
@@ -54,7 +56,7 @@ func replaceDir(temp, final string) error {
 	if err := os.Rename(temp, final); err != nil {
 		return err
 	}
-	return syncPath(filepath.Dir(final))
+	return durable.SyncPath(filepath.Dir(final))
 }
 
 // replaceLink makes link point at target, at once for every reader.
@@ -69,7 +71,7 @@ func replaceLink(target, link string) error {
 	if err := os.Rename(temp, link); err != nil {
 		return err
 	}
-	return syncPath(filepath.Dir(link))
+	return durable.SyncPath(filepath.Dir(link))
 }
 
 func syncTree(dir string) error {
@@ -77,33 +79,15 @@ func syncTree(dir string) error {
 		if err != nil {
 			return err
 		}
-		return syncPath(path)
+		return durable.SyncPath(path)
 	})
-}
-
-func syncPath(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
 }
 
 // ReplaceFile writes a file so that a reader of the path sees the old content
 // or the new one, whatever happens meanwhile.
 func ReplaceFile(path string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
+	return durable.Replace(path, 0o644, func(f *os.File) error {
+		_, err := f.Write(content)
 		return err
-	}
-	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncPath(filepath.Dir(path))
+	})
 }

@@ -260,6 +260,17 @@ func (m *Machine) finish(o Outcome, err error) {
 	})
 }
 
+// Over tells whether the guest has come to its end. One that is paused and is not
+// over will go on when it is resumed.
+func (m *Machine) Over() bool {
+	select {
+	case <-m.ended:
+		return true
+	default:
+		return false
+	}
+}
+
 // Console is the first serial port, whose input is what a user types.
 func (m *Machine) Console() *devices.Serial { return m.console }
 

@@ -62,32 +62,58 @@ type copier struct {
 	mem *memory.Guest
 	// dirty are the pages of the next round.
 	dirty  []uint64
+	stay   bool
 	report Report
 }
 
-// Copy copies the pages of src that have their bit set in pages, and all that are
-// written meanwhile, to w. When little is left it pauses the guest, calls paused,
-// which saves the rest of the machine's state, and resumes the guest. The copy is
-// the memory at the time of paused.
+// Options say what is copied.
+type Options struct {
+	Limits
+	// Changed, if not nil, are pages that have to be copied, and with them only
+	// what the dirty log, which is on already, has; nil is for all of the memory.
+	Changed []uint64
+	// Stay leaves the guest paused when all went well.
+	Stay bool
+}
+
+// Copy copies the memory of src to w, and what is written meanwhile again. When
+// little is left it pauses the guest, calls paused, which saves the rest of the
+// machine's state, and resumes the guest. The copy is the memory at the time of
+// paused.
 //
 // The dirty log is on afterwards: the next FetchDirty has what has been written
 // since the pause. After an error the guest runs on.
-func Copy(ctx context.Context, src Source, w PageWriter, pages []uint64, l Limits, paused func() error) (Report, error) {
-	c := &copier{src: src, to: w, mem: src.Memory(), dirty: pages}
+func Copy(ctx context.Context, src Source, w PageWriter, o Options, paused func() error) (Report, error) {
+	c := &copier{src: src, to: w, mem: src.Memory(), stay: o.Stay}
 	start := time.Now()
-	err := c.copy(ctx, l, paused)
+	err := c.begin(o.Changed)
+	if err == nil {
+		err = c.copy(ctx, o.Limits, paused)
+	}
 	c.report.Total = time.Since(start)
 	return c.report, err
 }
 
-func (c *copier) copy(ctx context.Context, l Limits, paused func() error) error {
+// begin finds out what the first round has to copy.
+func (c *copier) begin(changed []uint64) error {
+	words := (c.mem.Size()/memory.PageSize + 63) / 64
+	c.dirty = make([]uint64, words)
+	if changed != nil {
+		copy(c.dirty, changed)
+		return c.src.FetchDirty(c.dirty)
+	}
 	if err := c.src.StartDirtyLog(); err != nil {
 		return err
 	}
-	// What was noted before is among the pages, or older than they are.
-	if err := c.src.FetchDirty(make([]uint64, len(c.dirty))); err != nil {
+	// First the log and then the pages that are there: one that is written in
+	// between is in both, the other way round it would be in none.
+	if err := c.src.FetchDirty(make([]uint64, words)); err != nil {
 		return err
 	}
+	return c.mem.Present(c.dirty)
+}
+
+func (c *copier) copy(ctx context.Context, l Limits, paused func() error) error {
 	for p := (Progress{Round: 1}); ; p.Round++ {
 		n, err := c.round(ctx)
 		if err != nil {
@@ -131,9 +157,17 @@ func (c *copier) last(ctx context.Context, paused func() error) error {
 	if err := paused(); err != nil {
 		return err
 	}
-	resume()
 	c.report.Rest, c.report.Bytes = n, c.report.Bytes+n
-	return stash.flush(c.to)
+	if !c.stay {
+		resume()
+		return stash.flush(c.to)
+	}
+	// Not before everything is written: it may yet fail.
+	if err := stash.flush(c.to); err != nil {
+		return err
+	}
+	running, c.report.Pause = true, time.Since(began)
+	return nil
 }
 
 // round copies the dirty pages and forgets that they are.

@@ -131,6 +131,28 @@ const Forever = 0
 // including, end, the given number of times. The word is the number of the
 // pass, from 1, and the result count has the passes that are finished.
 func Touch(start, end, stride, passes uint64, stop Stop) ([]byte, error) {
+	return touch(start, end, stride, passes, stop, func(*Asm) {})
+}
+
+// Check is Touch by a guest that looks before it writes: a word that is not the number
+// of the pass before, 0 in the first, counts as a mismatch, and its address becomes
+// the detail of the result.
+func Check(start, end, stride, passes uint64, stop Stop) ([]byte, error) {
+	return touch(start, end, stride, passes, stop, func(a *Asm) {
+		good := a.NewLabel()
+		a.Load(Quad, RDX, Mem{Base: RBX})
+		a.Inc(RDX)
+		a.Op(Cmp, RDX, RAX)
+		a.Jcc(Equal, good)
+		a.Store(Quad, Mem{R15, resultDetail}, RBX)
+		a.OpMemImm(Add, Quad, Mem{R15, resultMismatches}, 1)
+		a.Bind(good)
+	})
+}
+
+// touch is Touch with look before each write, which has the address in RBX and the
+// number of the pass in RAX, and may change RDX.
+func touch(start, end, stride, passes uint64, stop Stop, look func(*Asm)) ([]byte, error) {
 	if stride < uint64(Quad) || stride > 1<<30 || stride%uint64(Quad) != 0 {
 		return nil, fmt.Errorf("micro: stride of %d bytes: want a multiple of 8 up to 1 GiB", stride)
 	}
@@ -146,6 +168,7 @@ func Touch(start, end, stride, passes uint64, stop Stop) ([]byte, error) {
 		a.Inc(RAX)
 		a.MovImm(RBX, start)
 		page := a.Here()
+		look(a)
 		a.Store(Quad, Mem{Base: RBX}, RAX)
 		a.OpImm(Add, RBX, int32(stride))
 		a.Op(Cmp, RBX, RCX)

@@ -192,6 +192,32 @@ func TestTouch(t *testing.T) {
 	}
 }
 
+func TestCheck(t *testing.T) {
+	const start, end, stride = 16 << 20, 17 << 20, 4096
+	for _, test := range []struct {
+		name       string
+		mismatches uint64
+	}{{"as it should be", 0}, {"one word changed", 1}} {
+		t.Run(test.name, func(t *testing.T) {
+			g := newGuest(t, program(t)(Check(start, end, stride, 3, stopForTest())))
+			if test.mismatches > 0 {
+				g.ram[start+3*stride] = 77
+			}
+			if got := g.next(); got != stopAccess {
+				t.Fatalf("got %+v, want the stop", got)
+			}
+			r, err := ReadResult(g.ram[ResultStart:])
+			g.must(err)
+			if r.Count != 3 || r.Mismatches != test.mismatches {
+				t.Errorf("result %+v, want %d mismatches", r, test.mismatches)
+			}
+			if test.mismatches > 0 && r.Detail != start+3*stride {
+				t.Errorf("mismatch at %#x", r.Detail)
+			}
+		})
+	}
+}
+
 func TestTouchForever(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

@@ -42,7 +42,7 @@ const PageSize = 4096
 // Config says what a balloon does.
 type Config struct {
 	// Mem is the memory of the guest.
-	Mem *memory.Guest
+	Mem *memory.Guest `json:"-"`
 	// Target is how many bytes the guest is asked to give up at first.
 	Target uint64
 	// DeflateOnOOM lets the guest take memory back before it kills a process
@@ -58,7 +58,7 @@ type Config struct {
 	StatsInterval time.Duration
 	// Warn is told about an error of the host, once for each kind; nil
 	// ignores it. It may be called from any goroutine.
-	Warn func(error)
+	Warn func(error) `json:"-"`
 }
 
 // Device is a balloon. Its methods may be called from any goroutine, but for

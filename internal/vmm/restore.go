@@ -1,0 +1,130 @@
+package vmm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/godwit-vmm/godwit/devices/virtio/console"
+	"github.com/godwit-vmm/godwit/internal/durable"
+	"github.com/godwit-vmm/godwit/machine"
+	"github.com/godwit-vmm/godwit/memory"
+	"github.com/godwit-vmm/godwit/migrate/snapshot"
+)
+
+// savedConfig is the section sectionConfig.
+type savedConfig struct {
+	Config
+	// HVC says that the guest has a virtio console.
+	HVC bool
+}
+
+// restore builds the machine of a snapshot, and takes over its configuration. The
+// caller is within starts.
+func (v *VM) restore(ctx context.Context, r LoadRequest) (*machine.Machine, error) {
+	chain, err := snapshot.OpenChain(r.Path)
+	if err != nil {
+		return nil, err
+	}
+	defer chain.Close()
+	newest := chain.Newest()
+	var state machine.State
+	var saved savedConfig
+	for _, s := range []struct {
+		name string
+		into any
+	}{{sectionMachine, &state}, {sectionConfig, &saved}} {
+		text, ok := newest.Section(s.name)
+		if !ok {
+			return nil, fmt.Errorf("snapshot %s: its state has no section %q: was it made by this program?", r.Path, s.name)
+		}
+		if err := json.Unmarshal(text, s.into); err != nil {
+			return nil, fmt.Errorf("snapshot %s: section %q: %w", r.Path, s.name, err)
+		}
+	}
+	c := saved.Config
+	if err := v.relocate(ctx, &c, newest, r); err != nil {
+		return nil, err
+	}
+	if saved.HVC && v.o.HVC == nil {
+		v.o.HVC = &console.Config{}
+	}
+	v.set(func() { v.config, v.configured = c, true })
+	m := v.machineConfig()
+	m.Saved = &machine.Saved{State: &state}
+	for _, e := range chain.Extents() {
+		m.Saved.Memory = append(m.Saved.Memory, memory.Extent{Offset: uint64(e.Offset), Length: uint64(e.Length), File: e.File})
+	}
+	built, err := machine.New(v.o.System, m)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
+	}
+	return built, nil
+}
+
+// relocate changes what the saved guest had of its host to what it is to have here.
+func (v *VM) relocate(ctx context.Context, c *Config, s *snapshot.Snapshot, r LoadRequest) error {
+	c.TrackDirty = r.TrackDirty
+	c.Vsock = nil
+	if r.Vsock != "" {
+		c.Vsock = &Vsock{Path: r.Vsock}
+	}
+	for i := range c.Nets {
+		if tap, ok := r.Taps[c.Nets[i].ID]; ok {
+			c.Nets[i].Tap.Name = tap
+		}
+	}
+	known := make(map[string]bool)
+	for i := range c.Drives {
+		d := &c.Drives[i]
+		id := driveID(i, *d)
+		known[id] = true
+		for _, saved := range s.Manifest().Disks {
+			if saved.ID != id {
+				continue
+			}
+			if err := v.findDisk(ctx, d, saved, s.Dir(), r.Disks[id]); err != nil {
+				return fmt.Errorf("disk %s: %w", id, err)
+			}
+		}
+	}
+	for id := range r.Disks {
+		if !known[id] {
+			return fmt.Errorf("the snapshot has no disk %q", id)
+		}
+	}
+	return nil
+}
+
+// findDisk decides what file a disk is: the one that the user gives, which is made
+// from the copy in the snapshot if it is not there; else the one that it was, if that
+// is as the snapshot has left it.
+func (v *VM) findDisk(ctx context.Context, d *Drive, saved snapshot.Disk, dir, path string) error {
+	if path != "" {
+		d.Path = path
+		_, err := os.Stat(path)
+		if saved.File != "" && errors.Is(err, fs.ErrNotExist) {
+			return durable.Replace(path, 0o600, func(to *os.File) error {
+				return copyFile(ctx, to, filepath.Join(dir, saved.File))
+			})
+		}
+		return err
+	}
+	if saved.File != "" {
+		return fmt.Errorf("a copy of it is in the snapshot: say where the guest's own is to be, with --disk %s=PATH", saved.ID)
+	}
+	identity, _, err := identify(saved.Path)
+	if err != nil {
+		return fmt.Errorf("%w: give another path with --disk %s=PATH", err, saved.ID)
+	}
+	if identity != saved.Identity {
+		return fmt.Errorf("%s has changed since the snapshot (%s; it was %s): the guest would destroy its file system: give a copy of that time with --disk %s=PATH",
+			saved.Path, identity, saved.Identity, saved.ID)
+	}
+	d.Path = saved.Path
+	return nil
+}
