@@ -134,7 +134,9 @@ func (v *VCPU) Restore(s *State) error {
 	write("registers", func() error { return v.cpu.SetRegs(s.Regs) })
 	write("system registers", func() error { return v.cpu.SetSregs(s.Sregs) })
 	write("extended state", func() error { return v.cpu.SetXSAVE(s.XSAVE) })
-	write("extended control registers", func() error { return v.cpu.SetXCRS(s.XCRS) })
+	if s.XCRS.NrXCRs > 0 { // a host without XSAVE has none, and refuses none
+		write("extended control registers", func() error { return v.cpu.SetXCRS(s.XCRS) })
+	}
 	write("debug registers", func() error { return v.cpu.SetDebugRegs(s.DebugRegs) })
 	write("local APIC", func() error {
 		var l kvm.LAPICState

@@ -51,7 +51,7 @@ func serve() error {
 	if err != nil {
 		return err
 	}
-	server := &agent.Server{Version: version.String(), Reaper: agent.NewReaper(), Shutdown: shutdown, SetTime: agent.SetClock}
+	server := &agent.Server{Version: version.String(), Reaper: agent.NewReaper(), Shutdown: shutdown, SetTime: agent.SetClock, Reseed: agent.Reseed}
 	go agent.Announce(nil)
 	return server.ServeVsock(l)
 }

@@ -94,14 +94,7 @@ func atEnd(r io.Reader) error {
 
 // SetTime sets the guest's clock.
 func (c *Client) SetTime(ctx context.Context, t time.Time) error {
-	s, err := c.open(request{Op: opSetTime, Time: t.UnixNano()})
-	if err != nil {
-		return fmt.Errorf("set the guest's clock: %w", err)
-	}
-	stop := context.AfterFunc(ctx, func() { c.abandon(s) })
-	defer stop()
-	<-s.done
-	if err := s.failure(); err != nil {
+	if err := c.simple(ctx, request{Op: opSetTime, Time: t.UnixNano()}); err != nil {
 		return fmt.Errorf("set the guest's clock: %w", err)
 	}
 	return nil

@@ -45,6 +45,7 @@ const (
 	opPutTree = "put-tree"
 	opGetTree = "get-tree"
 	opSetTime = "set-time"
+	opReseed  = "reseed"
 )
 
 // request opens a session.
@@ -61,6 +62,8 @@ type request struct {
 	Owners bool `json:"owners,omitempty"`
 	// Time is in nanoseconds since 1970.
 	Time int64 `json:"time,omitempty"`
+	// Seed is random.
+	Seed []byte `json:"seed,omitempty"`
 }
 
 // result ends a session.

@@ -25,6 +25,8 @@ type Server struct {
 	Shutdown func(reboot bool) error
 	// SetTime sets the clock; nil if that cannot be.
 	SetTime func(time.Time) error
+	// Reseed gives the random number generator a seed; nil if that cannot be.
+	Reseed func(seed []byte) error
 }
 
 // connection is one client of a server.
@@ -213,6 +215,8 @@ func (c *connection) run(s *serverSession, req request) result {
 		res.Copied, err = s.getTree(req)
 	case opSetTime:
 		err = c.setTime(time.Unix(0, req.Time))
+	case opReseed:
+		err = c.reseed(req.Seed)
 	default:
 		err = fmt.Errorf("the agent cannot %q", req.Op)
 	}

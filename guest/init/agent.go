@@ -26,6 +26,7 @@ func newAgent(children *agent.Reaper) *agent.Server {
 			return power(poweroff)
 		},
 		SetTime: agent.SetClock,
+		Reseed:  agent.Reseed,
 	}
 }
 

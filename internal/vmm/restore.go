@@ -50,7 +50,10 @@ func (v *VM) restore(ctx context.Context, r LoadRequest) (*machine.Machine, erro
 	if err := v.relocate(ctx, &c, newest, r); err != nil {
 		return nil, err
 	}
-	if saved.HVC && v.o.HVC == nil {
+	switch {
+	case !saved.HVC:
+		v.o.HVC = nil
+	case v.o.HVC == nil:
 		v.o.HVC = &console.Config{}
 	}
 	v.set(func() { v.config, v.configured = c, true })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/godwit-vmm/godwit/machine"
 )
@@ -35,6 +36,7 @@ func (v *VM) starts(start func() error) error {
 	default:
 		return ErrStarted
 	}
+	v.known.Store(nil)
 	err := start()
 	v.set(func() { v.starting = false })
 	return err
@@ -57,7 +59,7 @@ func (v *VM) launch(m *machine.Machine, phase Phase) error {
 	}
 	s := newSession(m)
 	v.set(func() {
-		v.phase, v.held = phase, phase == Paused
+		v.phase, v.held, v.started = phase, phase == Paused, time.Now()
 		v.current.Store(s)
 	})
 	v.tell(Event{Kind: EventStarted})

@@ -14,6 +14,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/godwit-vmm/godwit/devices/virtio/console"
 	"github.com/godwit-vmm/godwit/devices/virtio/net/pcap"
@@ -67,16 +68,18 @@ type Options struct {
 	System *kvm.System
 	// Name of the guest, unless Identify tells another one.
 	Name string
-	// Identify, if set, tells what others know the guest by. It is called once,
-	// at the first start, when the VM and its memory are there, so that what
-	// it waits for can go beside that.
+	// Identify, if set, tells what others know the guest by. It is called at the
+	// start, when the VM and its memory are there, so that what it waits for
+	// can go beside that; and not again once it has told, unless that start
+	// fails.
 	Identify func(Config) (Identity, error)
 	// NoReboot ends the VM when the guest reboots.
 	NoReboot bool
 	// Console and Channel get what the guest writes to its first and second
 	// serial port. nil discards it.
 	Console, Channel io.Writer
-	// HVC adds a virtio console, which then is what Input goes to.
+	// HVC adds a virtio console, which then is what Input goes to. A guest that
+	// is restored gets one if it had one.
 	HVC *console.Config
 	// Capture gets what passes the network cards; nil captures nothing.
 	Capture *pcap.File
@@ -108,8 +111,8 @@ type VM struct {
 	kill context.CancelCauseFunc
 	done chan struct{} // closed when the guest has ended
 
-	// identity is what Identify tells.
-	identity func() (Identity, error)
+	// known is what Identify has told.
+	known atomic.Pointer[Identity]
 
 	// op is held by what leads from one phase to another: one at a time.
 	op sync.Mutex
@@ -123,6 +126,8 @@ type VM struct {
 	mu     sync.Mutex
 	phase  Phase
 	config Config
+	// started is when the guest was started; zero before that.
+	started time.Time
 	// starting is set while a machine is built for the first time: the
 	// configuration must not change any more.
 	starting bool
@@ -161,35 +166,37 @@ func New(ctx context.Context, o Options, c Config) *VM {
 		done: make(chan struct{}), changed: make(chan struct{}), typing: make(chan struct{}, 1),
 	}
 	v.ctx, v.kill = context.WithCancelCause(ctx)
-	v.identity = sync.OnceValues(v.identify)
 	// What runs ends by itself.
 	context.AfterFunc(v.ctx, v.endUnstarted)
 	return v
 }
 
-func (v *VM) identify() (Identity, error) {
-	c := v.Config()
-	if v.o.Identify != nil {
-		return v.o.Identify(c)
+// identity is what others know the guest by.
+func (v *VM) identity() (Identity, error) {
+	if i := v.known.Load(); i != nil {
+		return *i, nil
 	}
+	c := v.Config()
 	i := Identity{Name: v.o.Name}
 	if c.Vsock != nil {
 		i.Vsock = c.Vsock.Path
 	}
+	if v.o.Identify != nil {
+		var err error
+		if i, err = v.o.Identify(c); err != nil {
+			return i, err
+		}
+	}
+	v.known.Store(&i)
 	return i, nil
 }
 
 // Name of the guest, as far as it is known yet.
 func (v *VM) Name() string {
-	if v.Phase() == NotStarted {
-		return v.o.Name
+	if i := v.known.Load(); i != nil {
+		return i.Name
 	}
-	// After the start nobody waits here.
-	i, err := v.identity()
-	if err != nil {
-		return v.o.Name
-	}
-	return i.Name
+	return v.o.Name
 }
 
 // Phase is where in its life the guest is.
@@ -197,6 +204,13 @@ func (v *VM) Phase() Phase {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.phase
+}
+
+// Started is when the guest was started first, in this process; zero before that.
+func (v *VM) Started() time.Time {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.started
 }
 
 // Config is a copy of the configuration.
