@@ -19,9 +19,12 @@ var rules = map[string][]string{
 	"vcpu":             {"golang.org/x/sys/", module + "kvm"},
 	"devices":          {"golang.org/x/sys/", module + "memory", module + "devices"},
 	"bootloader":       {module + "memory", module + "bootloader", "github.com/pierrec/lz4/"},
-	"guest":            {"golang.org/x/sys/", "golang.org/x/term", module + "guest", "github.com/u-root/", "mvdan.cc/sh/"},
+	"guest":            {"golang.org/x/sys/", "golang.org/x/term", module + "guest", module + "internal/durable", "github.com/u-root/", "mvdan.cc/sh/"},
 	"guest/micro":      {},
 	"guest/agent":      {"golang.org/x/sys/"},
+	"migrate":          {"golang.org/x/sys/", module + "memory", module + "migrate"},
+	"internal/durable": {},
+	"internal/metrics": {"golang.org/x/sys/"},
 	"internal/version": {},
 }
 

@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// With --wait, boot starts itself once more, apart from the terminal, and ends
-// when the guest is up. The two are connected by a pipe: the new process says
+// With --wait and --detach, boot starts itself once more, apart from the terminal, and
+// ends when the guest is up, or runs. The two are connected by a pipe: the new process says
 // there that it is ready, and sees there if the first one is gone before, with
 // whom it then ends.
 
@@ -27,18 +27,22 @@ import (
 // the pipe, for the process in the background.
 const readyVariable = "GODWIT_READY_FD"
 
-// readyWord begins the line that says that the guest is up; its name follows.
+// readyWord begins the line that says that the guest is as far as the user wants; its
+// name follows.
 const readyWord = "ready "
 
 // endTimeout is how long the process in the background may take to end, once it
 // is to.
 const endTimeout = 10 * time.Second
 
-// bootInBackground starts this program again and returns when the guest is up.
-// It prints the name of the guest.
+// bootInBackground starts this program again and returns when the guest is up, or
+// runs. It prints the name of the guest.
 func bootInBackground(ctx context.Context, o *bootOptions, stdout io.Writer) error {
-	if len(o.command) > 0 {
-		return errors.New("--wait leaves the guest in the background: run the command with godwit exec")
+	switch {
+	case o.wait && o.detach:
+		return errors.New("--detach and --wait exclude each other: --wait waits until the guest is up, --detach does not")
+	case len(o.command) > 0:
+		return errors.New("--wait and --detach leave the guest in the background: run the command with godwit exec")
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -99,13 +103,14 @@ const messagesFile = "messages.log"
 type detached struct {
 	i       *instance
 	pipe    *os.File
-	told    atomic.Bool // the starter knows that the guest is up
+	told    atomic.Bool // the starter knows the guest's name
 	console *rundir.Log
 	tail    *tail
 }
 
-// newDetached prepares a boot in the background. It returns nil in the foreground.
-func newDetached(r *registration) (*detached, error) {
+// newDetached prepares a boot in the background, which the guest's agent ends if
+// needsAgent. It returns nil in the foreground.
+func newDetached(r *registration, needsAgent bool) (*detached, error) {
 	value, ok := os.LookupEnv(readyVariable)
 	if !ok {
 		return nil, nil
@@ -122,7 +127,7 @@ func newDetached(r *registration) (*detached, error) {
 	if err != nil {
 		return nil, err
 	}
-	if i.bell == nil {
+	if needsAgent && i.bell == nil {
 		return nil, errors.New("--wait needs the guest's agent, and thus the vsock device")
 	}
 	log, err := i.dir.OpenLog(rundir.ConsoleFile)
@@ -137,7 +142,7 @@ func (d *detached) Write(p []byte) (int, error) {
 	return io.MultiWriter(d.tail, d.console).Write(p)
 }
 
-// watch calls gone when the starter ends before it knows that the guest is up.
+// watch calls gone when the starter ends before it knows the guest's name.
 func (d *detached) watch(gone func()) {
 	fd := int32(d.pipe.Fd())
 	go func() {
@@ -154,7 +159,7 @@ func (d *detached) watch(gone func()) {
 	}()
 }
 
-// up tells the starter that the guest is up. From then on this process has nothing
+// up tells the starter that the guest is as far as it wants. From then on this process has nothing
 // to do with where it was started: its messages go to a file beside the console.
 func (d *detached) up() error {
 	f, err := os.OpenFile(d.i.dir.Path(messagesFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)

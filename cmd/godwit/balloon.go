@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 
 	"github.com/godwit-vmm/godwit/devices/virtio/balloon"
 	"github.com/godwit-vmm/godwit/internal/api"
+	"github.com/godwit-vmm/godwit/internal/api/client"
 	"github.com/godwit-vmm/godwit/internal/flags"
 	"github.com/spf13/cobra"
 )
@@ -29,7 +31,9 @@ The guest must have been booted with --balloon.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				var s balloon.Stats
-				if err := control(cmd.Context(), args[0], "GET", "/balloon/statistics", nil, &s); err != nil {
+				if err := askGuest(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
+					return c.Do(ctx, "GET", "/balloon/statistics", nil, &s)
+				}); err != nil {
 					return err
 				}
 				return printBalloon(cmd.OutOrStdout(), s, asJSON)
@@ -38,8 +42,9 @@ The guest must have been booted with --balloon.`,
 			if err := size.Set(args[1]); err != nil {
 				return err
 			}
-			mib := uint64(size) >> 20
-			return control(cmd.Context(), args[0], "PATCH", "/balloon", api.BalloonUpdate{AmountMiB: &mib}, nil)
+			return askGuest(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
+				return c.Do(ctx, "PATCH", "/balloon", api.BalloonUpdate{AmountMiB: uint64(size) >> 20}, nil)
+			})
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print the statistics as JSON")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/godwit-vmm/godwit/guest"
 	"github.com/godwit-vmm/godwit/internal/flags"
 	"github.com/godwit-vmm/godwit/internal/netflag"
+	"github.com/godwit-vmm/godwit/internal/vmm"
 	"github.com/godwit-vmm/godwit/kvm"
 	"github.com/godwit-vmm/godwit/machine"
 	"github.com/godwit-vmm/godwit/vcpu"
@@ -21,16 +23,15 @@ import (
 
 // bootOptions are the flags of boot.
 type bootOptions struct {
+	naming
 	kernel, initrd string
 	cmdline        string
 	bareCmdline    bool
 	cpus           int
 	memory         flags.Size
 	hugePages      bool
-	name           string
-	named          bool // the user gave the name
-	vsock          string
-	wait           bool
+	wait           bool // in the background, until the guest is up
+	detach         bool // in the background, until the guest runs
 	waitTimeout    time.Duration
 	allowSoftware  bool
 	noReboot       bool
@@ -44,6 +45,8 @@ type bootOptions struct {
 	timings        string
 	exitTrace      string
 	command        []string
+	// load is the snapshot to go on with, instead of booting.
+	load *vmm.LoadRequest
 }
 
 func newBoot() *cobra.Command {
@@ -61,7 +64,7 @@ Without --kernel the guest is the cached Debian kernel with godwit's own
 initramfs ("godwit guest kernel" and "godwit guest initramfs" make them).
 
 While it runs, "godwit exec", "cp" and "wait" find the guest by its name. With
---wait it is left in the background.
+--detach it is left in the background, and with --wait as well, once it is up.
 
 SIGTERM presses the guest's power button, a second one kills the guest.`,
 		Example: `  godwit boot                                   a shell
@@ -77,7 +80,8 @@ SIGTERM presses the guest's power button, a second one kills the guest.`,
 			}
 			o.command = args
 			o.named = cmd.Flags().Changed("name")
-			if _, started := os.LookupEnv(readyVariable); o.wait && !started {
+			o.needed = o.named || o.wait || o.detach
+			if _, started := os.LookupEnv(readyVariable); (o.wait || o.detach) && !started {
 				return bootInBackground(cmd.Context(), &o, cmd.OutOrStdout())
 			}
 			if !cmd.Flags().Changed("balloon") {
@@ -102,6 +106,7 @@ SIGTERM presses the guest's power button, a second one kills the guest.`,
 	f.StringVar(&o.name, "name", "godwit", "name of the guest, for exec, cp and wait (default: the first free one of godwit, godwit-2, ...)")
 	f.StringVar(&o.vsock, "vsock", "", "have the socket of the guest's vsock device at `PATH`, for other programs, or \"off\" for no such device (default: in the folder of the running guest)")
 	f.StringVar(&o.console, "console", consoleSerial, "what the terminal is in the guest: serial (ttyS0) or hvc (hvc0, which follows the size of the window)")
+	f.BoolVar(&o.detach, "detach", false, "boot in the background, print the guest's name and end as soon as the guest runs")
 	f.BoolVar(&o.wait, "wait", false, "boot in the background, print the guest's name and end when its agent says that it is up")
 	f.DurationVar(&o.waitTimeout, "wait-timeout", 2*time.Minute, "end a guest that is not up after this time with --wait; 0 waits for ever")
 	f.BoolVar(&o.allowSoftware, "allow-software-kvm", false, "go on where KVM emulates ring 0 (Linux will not boot there)")
@@ -125,17 +130,17 @@ func boot(ctx context.Context, o *bootOptions) error {
 	if err != nil {
 		return err
 	}
-	c.Trace = trace.mark
+	run := vmm.Options{Name: o.name, NoReboot: o.noReboot, Trace: trace.mark}
 	if o.exitTrace != "" {
 		f, err := os.Create(o.exitTrace)
 		if err != nil {
 			return fmt.Errorf("--exit-trace: %w", err)
 		}
 		defer f.Close()
-		c.ExitTrace = f
+		run.ExitTrace = f
 	}
-	r := register(o)
-	err = bootOn(ctx, c, o, r, trace)
+	r := register(o.naming)
+	err = bootOn(ctx, run, c, o, r, trace)
 	if i, e := r.wait(); e == nil {
 		err = errors.Join(err, i.close())
 	}
@@ -144,34 +149,34 @@ func boot(ctx context.Context, o *bootOptions) error {
 
 // bootOn boots on this machine's KVM. An error of the registration is among those
 // that it returns, unless it did not come to need it.
-func bootOn(ctx context.Context, c machine.Config, o *bootOptions, r *registration, trace *timings) error {
-	sys, err := openKVM(o, trace)
+func bootOn(ctx context.Context, run vmm.Options, c vmm.Config, o *bootOptions, r *registration, trace *timings) error {
+	sys, err := openKVM(o.allowSoftware, trace)
 	if sys != nil {
 		defer sys.Close()
 	}
 	if err != nil {
 		return err
 	}
-	c.Vsock = r.vsock
-	stopCapture, err := o.addNets(&c, r)
+	run.System, run.Identify = sys, r.identify
+	stopCapture, err := capture(&run, o.pcap)
 	if err != nil {
 		return err
 	}
 	if len(o.command) > 0 {
-		return errors.Join(bootCommand(ctx, sys, c, o, r), stopCapture())
+		return errors.Join(bootCommand(ctx, run, c, o, r), stopCapture())
 	}
-	return errors.Join(bootConsole(ctx, sys, c, o, r), stopCapture())
+	return errors.Join(bootConsole(ctx, run, c, o, r), stopCapture())
 }
 
 // openKVM opens KVM, if it is one that Linux boots on or the user wants it all the
 // same. After an error there may be something to close.
-func openKVM(o *bootOptions, trace *timings) (*kvm.System, error) {
+func openKVM(allowSoftware bool, trace *timings) (*kvm.System, error) {
 	sys, err := kvm.Open("")
 	if err != nil {
 		return nil, fmt.Errorf("%w\nto boot in an emulated host instead: %s", err, labCommand)
 	}
 	trace.mark("open")
-	if !o.allowSoftware {
+	if !allowSoftware {
 		err = refuseSoftware(sys)
 		trace.mark("probe")
 	}
@@ -201,9 +206,9 @@ func refuseSoftware(sys *kvm.System) error {
 }
 
 // config turns flags into a machine.
-func (o *bootOptions) config() (machine.Config, error) {
-	c := machine.Config{
-		Name: o.name, CPUs: o.cpus, Memory: uint64(o.memory), HugePages: o.hugePages,
+func (o *bootOptions) config() (vmm.Config, error) {
+	c := vmm.Config{
+		CPUs: o.cpus, Memory: uint64(o.memory), HugePages: o.hugePages,
 		Kernel: o.kernel, Initrd: o.initrd,
 	}
 	if c.Kernel == "" {
@@ -232,11 +237,15 @@ func (o *bootOptions) config() (machine.Config, error) {
 	if len(o.root) > 1 {
 		return c, errors.New("--root was given twice: a guest has one root file system, other disks go to --disk")
 	}
-	c.Disks = append(append(c.Disks, o.root...), o.disks...)
+	for i, d := range append(o.root[:len(o.root):len(o.root)], o.disks...) {
+		c.Drives = append(c.Drives, vmm.Drive{ID: strconv.Itoa(i), Config: d, Root: i < len(o.root)})
+	}
+	for i, n := range o.nets {
+		c.Nets = append(c.Nets, vmm.Net{ID: "net" + strconv.Itoa(i), Net: n})
+	}
 	if o.balloon != nil {
 		c.Balloon = &balloon.Config{Target: uint64(*o.balloon), DeflateOnOOM: true, FreePageReporting: true}
 	}
-	c.Warn = func(err error) { fmt.Fprintf(os.Stderr, "godwit: %v\r\n", err) }
 	c.Cmdline = o.kernelCmdline()
 	return c, nil
 }
@@ -269,25 +278,24 @@ func (o *bootOptions) kernelCmdline() string {
 	return strings.Join(words, " ")
 }
 
-// ended turns the end of a guest into what godwit ends with; again is true when
-// the guest wants to be booted again.
-func (o *bootOptions) ended(outcome machine.Outcome, err error) (again bool, _ error) {
+// ended turns the end of a guest into what godwit ends with.
+func ended(outcome machine.Outcome, err error) error {
 	var crash *vcpu.Crash
 	switch {
+	case err != nil && outcome == machine.Reset:
+		return err
 	case errors.As(err, &crash):
 		fmt.Fprint(os.Stderr, crash.Dump())
-		return false, fmt.Errorf("the guest crashed: %w", err)
+		return fmt.Errorf("the guest crashed: %w", err)
 	case err != nil:
-		return false, fmt.Errorf("the guest crashed: %w", err)
+		return fmt.Errorf("the guest crashed: %w", err)
 	}
 	switch outcome {
-	case machine.PoweredOff:
-		return false, nil
-	case machine.Reset:
-		return !o.noReboot, nil
+	case machine.PoweredOff, machine.Reset:
+		return nil
 	case machine.Panicked:
-		return false, errors.New("the guest's kernel panicked; its last words are on the console (-v shows all of them)")
+		return errors.New("the guest's kernel panicked; its last words are on the console (-v shows all of them)")
 	default:
-		return false, fmt.Errorf("the guest %v", outcome)
+		return fmt.Errorf("the guest %v", outcome)
 	}
 }

@@ -205,19 +205,20 @@ func TestRefusesSoftware(t *testing.T) {
 }
 
 func TestStatusOfEnds(t *testing.T) {
-	o := bootOptions{}
-	if again, err := o.ended(machine.PoweredOff, nil); again || err != nil {
-		t.Errorf("power off: %v, %v", again, err)
+	for _, o := range []machine.Outcome{machine.PoweredOff, machine.Reset} {
+		if err := ended(o, nil); err != nil {
+			t.Errorf("%v: %v", o, err)
+		}
 	}
-	if again, err := o.ended(machine.Reset, nil); !again || err != nil {
-		t.Errorf("reset: %v, %v", again, err)
-	}
-	if again, err := o.ended(machine.Panicked, nil); again || err == nil {
-		t.Errorf("panic: %v, %v", again, err)
+	if err := ended(machine.Panicked, nil); err == nil {
+		t.Error("panic: no error")
 	}
 	broken := errors.New("broken")
-	if again, err := o.ended(machine.PoweredOff, broken); again || !errors.Is(err, broken) {
-		t.Errorf("crash: %v, %v", again, err)
+	if err := ended(machine.PoweredOff, broken); !errors.Is(err, broken) || !strings.Contains(err.Error(), "crashed") {
+		t.Errorf("crash: %v", err)
+	}
+	if err := ended(machine.Reset, broken); err != broken {
+		t.Errorf("a reboot that failed: %v", err)
 	}
 }
 

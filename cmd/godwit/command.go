@@ -8,11 +8,10 @@ import (
 	"os"
 	"os/signal"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/godwit-vmm/godwit/guest/agent"
-	"github.com/godwit-vmm/godwit/kvm"
+	"github.com/godwit-vmm/godwit/internal/vmm"
 	"github.com/godwit-vmm/godwit/machine"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
@@ -27,41 +26,40 @@ const lossPatience = 10 * time.Second
 
 // bootCommand boots a guest, runs one command in it by its agent, and powers it
 // off.
-func bootCommand(ctx context.Context, sys *kvm.System, c machine.Config, o *bootOptions, r *registration) (err error) {
-	ctx, kill := context.WithCancelCause(ctx)
-	defer kill(nil)
+func bootCommand(ctx context.Context, run vmm.Options, c vmm.Config, o *bootOptions, r *registration) (err error) {
 	fromGuest, toHost := io.Pipe()
 	console := &tail{limit: 16 << 10}
-	c.Channel, c.Console = toHost, console
+	run.Channel, run.NoReboot = toHost, true
+	var out io.Writer = console
 	if o.verbose {
-		c.Console = os.Stderr
+		out = os.Stderr
 	}
-	m, err := machine.New(sys, c)
-	if err != nil {
+	h := newHost(&run, out)
+	var i *instance
+	run.Built = func() (err error) {
+		if i, err = r.wait(); err == nil {
+			h.serve(i)
+		}
 		return err
 	}
-	i, err := r.wait()
-	if err != nil {
-		return errors.Join(err, m.Close())
+	vm := vmm.New(ctx, run, c)
+	h.vm = vm
+	defer func() { err = errors.Join(err, h.close()) }()
+	defer watchSignals(vm, unix.SIGTERM)()
+	if err := vm.Start(); err != nil {
+		return err
 	}
-	var current atomic.Pointer[machine.Machine]
-	current.Store(m)
-	defer watchSignals(&current, kill, unix.SIGTERM)()
-	stopAPI := i.serveAPI(&current)
-	defer func() { err = errors.Join(err, stopAPI()) }()
 
 	// The command's context ends with the machine, whatever ends that.
-	running, ended := context.WithCancel(ctx)
-	var outcome machine.Outcome
-	var machineErr error
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		outcome, machineErr = m.Run(ctx)
-		ended()
+	running, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		<-vm.Done()
+		stop()
 		// Only now, for the serial port was still being flushed into it.
 		toHost.Close()
-	})
-	exit, commandErr := runCommand(running, kill, &line{fromGuest, m, running}, o, i)
+	}()
+	exit, commandErr := runCommand(running, vm, &line{fromGuest, vm, running}, o, i)
 	if errors.Is(commandErr, agent.ErrClosed) {
 		// A guest that ends takes the connection away before itself; how
 		// it ends says more than that.
@@ -70,28 +68,25 @@ func bootCommand(ctx context.Context, sys *kvm.System, c machine.Config, o *boot
 		case <-time.After(lossPatience):
 		}
 	}
-	if commandErr != nil && !isDone(running) {
-		kill(commandErr)
-	}
-	if commandErr == nil {
+	if commandErr != nil {
+		vm.Kill(commandErr)
+	} else {
 		late := time.AfterFunc(shutdownTimeout, func() {
-			kill(fmt.Errorf("the guest did not power off within %v of its command's end", shutdownTimeout))
+			vm.Kill(fmt.Errorf("the guest did not power off within %v of its command's end", shutdownTimeout))
 		})
 		defer late.Stop()
 	}
 	fromGuest.CloseWithError(io.ErrClosedPipe)
-	wg.Wait()
-	current.Store(nil)
-	machineErr = errors.Join(machineErr, m.Close())
+	outcome, machineErr := vm.Wait()
 
 	if commandErr == nil && machineErr == nil && outcome != machine.Panicked {
 		return status(exit)
 	}
 	if outcome == machine.Killed {
-		return quitStatus(ctx)
+		return quitStatus(vm.Cause())
 	}
 	console.dump(os.Stderr)
-	if _, err := o.ended(outcome, machineErr); err != nil {
+	if err := ended(outcome, machineErr); err != nil {
 		return err
 	}
 	return fmt.Errorf("the guest %v before its command ended", outcome)
@@ -143,7 +138,7 @@ func firstClient(ctx context.Context, i *instance, serial io.ReadWriteCloser) (_
 
 // runCommand runs the command of o by the agent, and asks the guest to power off
 // after it.
-func runCommand(ctx context.Context, kill context.CancelCauseFunc, serial io.ReadWriteCloser, o *bootOptions, i *instance) (agent.Exit, error) {
+func runCommand(ctx context.Context, vm *vmm.VM, serial io.ReadWriteCloser, o *bootOptions, i *instance) (agent.Exit, error) {
 	client, stopClient, err := firstClient(ctx, i, serial)
 	if err != nil {
 		return agent.Exit{}, err
@@ -166,7 +161,7 @@ func runCommand(ctx context.Context, kill context.CancelCauseFunc, serial io.Rea
 		keys, typed := io.Pipe()
 		go func() {
 			var e escape
-			_, err := io.Copy(typed, &filteredReader{in: os.Stdin, filter: e.filter, quit: func() { kill(errQuit) }})
+			_, err := io.Copy(typed, &filteredReader{in: os.Stdin, filter: e.filter, quit: func() { vm.Kill(errQuit) }})
 			typed.CloseWithError(err)
 		}()
 		defer keys.Close()
@@ -177,7 +172,7 @@ func runCommand(ctx context.Context, kill context.CancelCauseFunc, serial io.Rea
 	if err != nil {
 		return agent.Exit{}, err
 	}
-	stop := forward(p, kill)
+	stop := forward(p, vm)
 	defer stop()
 	exit, err := p.Wait()
 	if err != nil {
@@ -188,7 +183,7 @@ func runCommand(ctx context.Context, kill context.CancelCauseFunc, serial io.Rea
 
 // forward passes Ctrl-C and changes of the window on to the command. A second
 // Ctrl-C kills the guest.
-func forward(p *agent.Process, kill context.CancelCauseFunc) (stop func()) {
+func forward(p *agent.Process, vm *vmm.VM) (stop func()) {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGINT, unix.SIGWINCH)
 	done := make(chan struct{})
@@ -203,7 +198,7 @@ func forward(p *agent.Process, kill context.CancelCauseFunc) (stop func()) {
 						_ = p.Resize(*size)
 					}
 				case interrupted:
-					kill(errKilled)
+					vm.Kill(errKilled)
 				default:
 					interrupted = true
 					_ = p.Signal(unix.SIGINT)
@@ -233,17 +228,15 @@ func status(e agent.Exit) error {
 	return nil
 }
 
-func isDone(ctx context.Context) bool { return ctx.Err() != nil }
-
 // line is the guest's second serial port as the agent's transport.
 type line struct {
 	*io.PipeReader
-	m   *machine.Machine
+	vm  *vmm.VM
 	ctx context.Context
 }
 
 // Write sends to the guest and returns when it has taken all of p.
-func (l *line) Write(p []byte) (int, error) { return l.m.Channel().Send(l.ctx, p) }
+func (l *line) Write(p []byte) (int, error) { return l.vm.SendChannel(l.ctx, p) }
 
 // tail keeps the last bytes that were written to it.
 type tail struct {

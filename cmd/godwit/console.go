@@ -8,10 +8,8 @@ import (
 	"os"
 	"os/signal"
 	"strings"
-	"sync"
-	"sync/atomic"
 
-	"github.com/godwit-vmm/godwit/kvm"
+	"github.com/godwit-vmm/godwit/internal/vmm"
 	"github.com/godwit-vmm/godwit/machine"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
@@ -23,118 +21,90 @@ var errQuit = errors.New("quit")
 // errKilled ends a guest because of a second signal.
 var errKilled = errors.New("killed")
 
-// bootConsole boots a guest whose serial console is this terminal, again after
-// each reboot.
-func bootConsole(ctx context.Context, sys *kvm.System, c machine.Config, o *bootOptions, r *registration) (err error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var current atomic.Pointer[machine.Machine]
-	stopSignals := watchSignals(&current, cancel, unix.SIGTERM, unix.SIGINT)
-	defer stopSignals()
-
-	c.Console = os.Stdout
-	d, err := newDetached(r)
+// bootConsole boots a guest whose console is this terminal.
+func bootConsole(ctx context.Context, run vmm.Options, c vmm.Config, o *bootOptions, r *registration) (err error) {
+	d, err := newDetached(r, o.wait)
 	if err != nil {
 		return err
 	}
-	var up func() error
+	var out io.Writer = os.Stdout
 	if d != nil {
-		c.Console, up = d, d.up
-		d.watch(func() { cancel(errAbandoned) })
+		out = d
 		defer func() {
 			if err != nil {
 				d.failed()
 			}
 		}()
 	}
-	if o.console == consoleHVC {
-		addHVC(&c)
-		defer followWindow(&current)()
+	h := newHost(&run, out)
+	// A restored guest uses it if it had one.
+	if o.console == consoleHVC || o.load != nil {
+		run.HVC = newHVC(run.Console)
 	}
+	var t *terminal
 	// The machine is built before the terminal is touched, so that an error
 	// about a file looks as it should.
-	m, err := machine.New(sys, c)
-	if err != nil {
+	run.Built = func() error {
+		i, err := r.wait()
+		if err != nil {
+			return err
+		}
+		h.serve(i)
+		var up func() error
+		if d != nil && o.wait {
+			up = d.up
+		}
+		h.watch(up)
+		if t, err = openTerminal(os.Stdin); t != nil {
+			fmt.Fprintf(os.Stderr, "godwit: console of %s; Ctrl-a x quits\r\n", i.name)
+		}
 		return err
 	}
-	i, err := r.wait()
-	if err != nil {
-		return errors.Join(err, m.Close())
+	h.vm = vmm.New(ctx, run, c)
+	defer func() { err = errors.Join(err, h.close()) }()
+	defer watchSignals(h.vm, unix.SIGTERM, unix.SIGINT)()
+	if d != nil {
+		d.watch(func() { h.vm.Kill(errAbandoned) })
 	}
-	stopAPI := i.serveAPI(&current)
-	defer func() { err = errors.Join(err, stopAPI()) }()
-	var watching sync.WaitGroup
-	defer watching.Wait()
-	defer cancel(nil)
-	watching.Go(func() {
-		if err := i.watch(ctx, up); err != nil {
-			cancel(err)
+	if run.HVC != nil {
+		defer followWindow(h.vm)()
+	}
+	defer func() { t.restore() }()
+	start := h.vm.Start
+	if o.load != nil {
+		start = func() error { return h.vm.Load(ctx, *o.load) }
+	}
+	if err := start(); err != nil {
+		return err
+	}
+	if d != nil && !o.wait {
+		if err := d.up(); err != nil {
+			h.vm.Kill(err)
 		}
-	})
-	t, err := openTerminal(os.Stdin)
-	if err != nil {
-		return errors.Join(err, m.Close())
 	}
-	defer t.restore()
-	if t != nil {
-		fmt.Fprintf(os.Stderr, "godwit: console of %s; Ctrl-a x quits\r\n", i.name)
-	}
-	keys := make(chan []byte)
 	if !background(os.Stdin) {
-		go readKeys(os.Stdin, keys, t != nil, func() { cancel(errQuit) })
+		go typeKeys(h.vm, os.Stdin, t != nil)
 	}
-
-	for {
-		current.Store(m)
-		outcome, err := runConsole(ctx, m, keys)
-		current.Store(nil)
-		err = errors.Join(err, m.Close())
-		if outcome == machine.Killed {
-			t.restore()
-			return quitStatus(ctx)
-		}
-		again, err := o.ended(outcome, err)
-		if err != nil || !again {
-			t.restore()
-			return err
-		}
-		if m, err = machine.New(sys, c); err != nil {
-			t.restore()
-			return err
-		}
+	outcome, err := h.vm.Wait()
+	t.restore()
+	if outcome == machine.Killed {
+		return quitStatus(h.vm.Cause())
 	}
+	return ended(outcome, err)
 }
 
-// runConsole runs one machine and feeds it what is typed.
-func runConsole(ctx context.Context, m *machine.Machine, keys <-chan []byte) (machine.Outcome, error) {
-	send := m.Console().Send
-	if m.HVC() != nil {
-		send = m.HVC().Send
-	}
-	feeding, stop := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case p := <-keys:
-				if _, err := send(feeding, p); err != nil {
-					return
-				}
-			case <-feeding.Done():
-				return
-			}
-		}
-	}()
-	outcome, err := m.Run(ctx)
-	stop()
-	<-done
-	return outcome, err
+// typeKeys gives the guest what is typed, until the input or the guest ends or the
+// user quits. It stays behind in a read when the guest ends; the program is over then.
+func typeKeys(vm *vmm.VM, in io.Reader, escapes bool) {
+	readKeys(in, escapes, func(p []byte) error {
+		_, err := vm.Input(context.Background(), p)
+		return err
+	}, func() { vm.Kill(errQuit) })
 }
 
-// readKeys passes on what is typed until the input ends or the user quits. It
-// stays behind in a read when the guest ends; the program is over then.
-func readKeys(in io.Reader, keys chan<- []byte, escapes bool, quit func()) {
+// readKeys passes on what is typed until the input ends, nobody takes it any more, or
+// the user quits.
+func readKeys(in io.Reader, escapes bool, take func([]byte) error, quit func()) {
 	var e escape
 	for {
 		p := make([]byte, 512)
@@ -147,18 +117,15 @@ func readKeys(in io.Reader, keys chan<- []byte, escapes bool, quit func()) {
 				return
 			}
 		}
-		if len(p) > 0 {
-			keys <- p
-		}
-		if err != nil {
+		if len(p) > 0 && take(p) != nil || err != nil {
 			return
 		}
 	}
 }
 
 // quitStatus is what godwit ends with after the guest was killed.
-func quitStatus(ctx context.Context) error {
-	switch cause := context.Cause(ctx); {
+func quitStatus(cause error) error {
+	switch {
 	case errors.Is(cause, errQuit):
 		fmt.Fprintln(os.Stderr, "\ngodwit: the guest was switched off")
 		return nil
@@ -169,10 +136,10 @@ func quitStatus(ctx context.Context) error {
 	}
 }
 
-// watchSignals presses the power button of the current machine at the first of
-// the given signals, and kills it at the second, or when the terminal is gone
-// (SIGHUP).
-func watchSignals(current *atomic.Pointer[machine.Machine], kill context.CancelCauseFunc, soft ...os.Signal) (stop func()) {
+// watchSignals presses the guest's power button at the first of the given signals, and
+// kills the guest at the second, where there is no machine to press it on, or when the
+// terminal is gone (SIGHUP).
+func watchSignals(vm *vmm.VM, soft ...os.Signal) (stop func()) {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, append(soft, unix.SIGHUP)...)
 	done := make(chan struct{})
@@ -181,14 +148,14 @@ func watchSignals(current *atomic.Pointer[machine.Machine], kill context.CancelC
 		for {
 			select {
 			case s := <-signals:
-				m := current.Load()
-				if s == unix.SIGHUP || pressed || m == nil {
-					kill(errKilled)
+				if s == unix.SIGHUP || pressed || vm.Machine() == nil {
+					vm.Kill(errKilled)
 					return
 				}
 				pressed = true
 				fmt.Fprintf(os.Stderr, "godwit: %v: pressing the guest's power button; again to kill it\r\n", s)
-				m.PowerButton()
+				// A guest that ends at this moment needs no button.
+				_ = vm.PowerButton()
 			case <-done:
 				return
 			}

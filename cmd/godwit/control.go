@@ -1,26 +1,40 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
+	"time"
 
 	"github.com/godwit-vmm/godwit/internal/api"
+	"github.com/godwit-vmm/godwit/internal/events"
+	"github.com/godwit-vmm/godwit/internal/ring"
 	"github.com/godwit-vmm/godwit/internal/rundir"
-	"github.com/godwit-vmm/godwit/machine"
+	"github.com/godwit-vmm/godwit/internal/version"
+	"github.com/godwit-vmm/godwit/internal/vmm"
 )
 
-// apiServer answers on the guest's control socket.
-type apiServer struct {
+// drainTimeout bounds how long the end of a guest waits for those who read its
+// console.
+const drainTimeout = time.Second
+
+// host is what this process has around its guest, for others: the end of its console,
+// its events, and the control socket.
+type host struct {
+	// vm is set before the guest starts.
+	vm      *vmm.VM
+	console *ring.Ring
+	events  atomic.Pointer[events.Bus]
+	// i is nil until serve.
+	i *instance
+
+	watching sync.WaitGroup
+	// served gets what has become of the service; nil without one.
 	served chan error
 
 	mu sync.Mutex
@@ -31,25 +45,90 @@ type apiServer struct {
 	closed   bool
 }
 
-// serveAPI answers on the guest's control socket until stop, which also says what
-// went wrong. It returns at once: a start does not wait for the socket.
-func (i *instance) serveAPI(current *atomic.Pointer[machine.Machine]) (stop func() error) {
-	if i.dir == nil {
-		return func() error { return nil }
-	}
-	s := &apiServer{served: make(chan error, 1)}
-	go func() { s.served <- s.serve(i.dir.Path(rundir.APIFile), current) }()
-	return s.close
+// newHost has the console of the guest that is run go to out, and to those who attach.
+func newHost(run *vmm.Options, out io.Writer) *host {
+	h := &host{console: ring.New(ring.DefaultSize)}
+	run.Console = &tee{kept: h.console, out: out}
+	run.Event = h.event
+	return h
 }
 
-// serve makes the server when somebody connects: a guest that nobody controls
-// does not pay for it.
-func (s *apiServer) serve(path string, current *atomic.Pointer[machine.Machine]) error {
-	l, err := net.Listen("unix", path)
+// tee keeps what the guest writes to its console whether there is still somebody to
+// show it to or not.
+type tee struct {
+	kept   *ring.Ring
+	out    io.Writer
+	failed atomic.Bool
+}
+
+// Write never fails.
+func (t *tee) Write(p []byte) (int, error) {
+	n, err := t.kept.Write(p)
+	if err == nil && !t.failed.Load() {
+		if _, err := t.out.Write(p); err != nil {
+			t.failed.Store(true)
+		}
+	}
+	return n, err
+}
+
+// event is vmm.Options.Event.
+func (h *host) event(e vmm.Event) {
+	if e.Kind == vmm.EventTrouble {
+		fmt.Fprintf(os.Stderr, "godwit: %v\r\n", e.Err)
+	}
+	if b := h.events.Load(); b != nil {
+		b.Publish(publicEvent(e))
+	}
+	h.mu.Lock()
+	server := h.server
+	h.mu.Unlock()
+	if server != nil {
+		server.Event(e)
+	}
+}
+
+// publicEvent is an event as others see it.
+func publicEvent(e vmm.Event) events.Event {
+	p := events.Event{Type: events.Type(e.Kind), Message: e.Path}
+	switch {
+	case e.Err != nil:
+		p.Message = e.Err.Error()
+	case e.Kind == vmm.EventEnded:
+		p.Message = "the guest " + e.Outcome.String()
+	}
+	return p
+}
+
+// serve answers on the guest's control socket, if it has one, until close. It returns at
+// once: a start does not wait for the socket.
+func (h *host) serve(i *instance) {
+	if i.dir == nil {
+		h.serveOn(i, nil)
+		return
+	}
+	h.serveOn(i, func() (net.Listener, error) { return net.Listen("unix", i.dir.Path(rundir.APIFile)) })
+}
+
+// serveOn is serve with a socket that listen makes.
+func (h *host) serveOn(i *instance, listen func() (net.Listener, error)) {
+	h.i = i
+	h.events.Store(events.New(i.name))
+	if listen == nil {
+		return
+	}
+	h.served = make(chan error, 1)
+	go func() { h.served <- h.listen(listen) }()
+}
+
+// listen makes the server when somebody connects: a guest that nobody controls does
+// not pay for it.
+func (h *host) listen(listen func() (net.Listener, error)) error {
+	l, err := listen()
 	if err != nil {
 		return fmt.Errorf("control socket: %w", err)
 	}
-	if !s.set(func() { s.listener = l }) {
+	if !h.set(func() { h.listener = l }) {
 		return l.Close()
 	}
 	first, err := l.Accept()
@@ -59,37 +138,87 @@ func (s *apiServer) serve(path string, current *atomic.Pointer[machine.Machine])
 	if err != nil {
 		return fmt.Errorf("control socket: %w", err)
 	}
-	server := api.New(current.Load)
-	if !s.set(func() { s.server = server }) {
+	server, ok := h.api()
+	if !ok {
 		return first.Close()
 	}
 	return server.Serve(&acceptedListener{Listener: l, first: first})
 }
 
-// set changes the fields, unless the service has been closed.
-func (s *apiServer) set(change func()) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.closed {
-		change()
-	}
-	return !s.closed
+// api is the server, which is made if need be; false once the host has been closed.
+func (h *host) api() (*api.Server, bool) {
+	ok := h.set(func() {
+		if h.server != nil {
+			return
+		}
+		f := newFigures(h)
+		h.server = api.New(h.vm, api.Options{
+			Version: version.String(),
+			Console: &ring.Handler{Ring: h.console, Send: h.vm.Input},
+			Events:  h.events.Load(),
+			Metrics: f, MetricsFile: f.writeTo, FlushMetrics: f.flush,
+		})
+	})
+	return h.server, ok
 }
 
-// close ends the service.
-func (s *apiServer) close() error {
-	s.mu.Lock()
-	s.closed = true
-	l, server := s.listener, s.server
-	s.mu.Unlock()
-	var err error
-	switch {
-	case server != nil:
-		err = server.Close()
-	case l != nil:
-		err = l.Close()
+// set changes the fields, unless the host has been closed.
+func (h *host) set(change func()) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.closed {
+		change()
 	}
-	return errors.Join(err, <-s.served)
+	return !h.closed
+}
+
+// watch keeps others informed of whether the guest is up. up is called the first time;
+// its error ends the guest.
+func (h *host) watch(up func() error) {
+	h.watching.Go(func() {
+		ctx, stop := context.WithCancel(context.Background())
+		go func() {
+			<-h.vm.Done()
+			stop()
+		}()
+		if err := h.i.watch(ctx, up); err != nil {
+			h.vm.Kill(err)
+		}
+	})
+}
+
+// close ends the guest if it has not ended, and then all the rest. It says what went
+// wrong with the service.
+func (h *host) close() error {
+	h.vm.Kill(nil)
+	<-h.vm.Done()
+	h.watching.Wait()
+	if b := h.events.Load(); b != nil {
+		_ = b.Close()
+	}
+	_ = h.console.Close()
+	drain, stop := context.WithTimeout(context.Background(), drainTimeout)
+	defer stop()
+	// Who does not read misses the end.
+	_ = h.console.Drain(drain)
+	if h.served == nil {
+		return nil
+	}
+	h.mu.Lock()
+	h.closed = true
+	l, server := h.listener, h.server
+	h.mu.Unlock()
+	var errs []error
+	if server != nil {
+		errs = append(errs, server.Close())
+	}
+	// The server closes it as well, if it has come to use it.
+	if l != nil {
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(append(errs, <-h.served)...)
 }
 
 // acceptedListener is a listener of which one connection was accepted already.
@@ -106,62 +235,4 @@ func (l *acceptedListener) Accept() (net.Conn, error) {
 		return c, nil
 	}
 	return l.Listener.Accept()
-}
-
-// control sends a request to the control socket of a guest that runs, and reads
-// the answer into answer if that is not nil.
-func control(ctx context.Context, name, method, path string, body, answer any) error {
-	vm, err := rundir.Open(name)
-	if err != nil {
-		return err
-	}
-	defer vm.Close()
-	c := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", vm.Path(rundir.APIFile))
-		},
-	}}
-	if err := exchange(ctx, &c, method, path, body, answer); err != nil {
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-			err = rundir.ErrNotRunning
-		}
-		return fmt.Errorf("guest %s: %w", name, err)
-	}
-	return nil
-}
-
-// maxAnswer bounds an answer in bytes.
-const maxAnswer = 1 << 20
-
-func exchange(ctx context.Context, c *http.Client, method, path string, body, answer any) error {
-	var content io.Reader
-	if body != nil {
-		text, err := json.Marshal(body)
-		if err != nil {
-			return err
-		}
-		content = bytes.NewReader(text)
-	}
-	r, err := http.NewRequestWithContext(ctx, method, "http://godwit"+path, content)
-	if err != nil {
-		return err
-	}
-	got, err := c.Do(r)
-	if err != nil {
-		return err
-	}
-	defer got.Body.Close()
-	d := json.NewDecoder(io.LimitReader(got.Body, maxAnswer))
-	if got.StatusCode >= http.StatusBadRequest {
-		var f api.Fault
-		if err := d.Decode(&f); err != nil {
-			return fmt.Errorf("%s %s: %s", method, path, got.Status)
-		}
-		return errors.New(f.Message)
-	}
-	if answer == nil {
-		return nil
-	}
-	return d.Decode(answer)
 }

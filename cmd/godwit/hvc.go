@@ -2,12 +2,12 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
-	"sync/atomic"
 
 	"github.com/godwit-vmm/godwit/devices/virtio/console"
-	"github.com/godwit-vmm/godwit/machine"
+	"github.com/godwit-vmm/godwit/internal/vmm"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,18 +32,19 @@ func (o *bootOptions) consoleWord() string {
 	return "console=ttyS0"
 }
 
-// addHVC makes the terminal the virtio console instead of the serial port. What
-// an early kernel or a boot loader says on the latter is shown as well.
-func addHVC(c *machine.Config) {
-	c.HVC = &console.Config{Out: c.Console}
+// newHVC makes the terminal the virtio console instead of the serial port. What an
+// early kernel or a boot loader says on the latter is shown as well.
+func newHVC(out io.Writer) *console.Config {
+	c := &console.Config{Out: out}
 	if s := windowSize(); s != nil {
-		c.HVC.Cols, c.HVC.Rows = s.Cols, s.Rows
+		c.Cols, c.Rows = s.Cols, s.Rows
 	}
+	return c
 }
 
-// followWindow tells the virtio console of the machine of the moment when the
-// terminal's window changes, until stop.
-func followWindow(current *atomic.Pointer[machine.Machine]) (stop func()) {
+// followWindow tells the guest's virtio console when the terminal's window changes,
+// until stop.
+func followWindow(vm *vmm.VM) (stop func()) {
 	changes := make(chan os.Signal, 1)
 	signal.Notify(changes, unix.SIGWINCH)
 	done := make(chan struct{})
@@ -51,7 +52,7 @@ func followWindow(current *atomic.Pointer[machine.Machine]) (stop func()) {
 		for {
 			select {
 			case <-changes:
-				m, s := current.Load(), windowSize()
+				m, s := vm.Machine(), windowSize()
 				if m != nil && m.HVC() != nil && s != nil {
 					m.HVC().Resize(s.Cols, s.Rows)
 				}

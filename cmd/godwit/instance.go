@@ -12,6 +12,8 @@ import (
 	"github.com/godwit-vmm/godwit/devices/virtio/vsock"
 	"github.com/godwit-vmm/godwit/guest/agent"
 	"github.com/godwit-vmm/godwit/internal/rundir"
+	"github.com/godwit-vmm/godwit/internal/vmm"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -24,9 +26,26 @@ const (
 	falseAlarmPause = 100 * time.Millisecond
 )
 
+// naming says how others are to find a guest.
+type naming struct {
+	name string
+	// named means that the user gave the name; else it is the first free one of
+	// name, name-2 and so on.
+	named bool
+	// needed means that the guest is of no use where others do not find it.
+	needed bool
+	// vsock is the path of the vsock device's socket, "" for one in the guest's
+	// folder, or vsockOff.
+	vsock string
+	// renew, if set, is called with the agent of a restored guest, once.
+	renew func(context.Context, *agent.Client)
+}
+
 // instance is how others find the guest that this process runs, over reboots.
 type instance struct {
 	name string
+	// renew is that of naming, until it was called.
+	renew func(context.Context, *agent.Client)
 	// dir is the guest's folder; nil if it has none.
 	dir *rundir.Dir
 	// vsock is the path of the device's socket, empty without the device.
@@ -44,11 +63,11 @@ type registration struct {
 
 // register makes the guest known to others, in the background: that takes as long
 // as half of the rest of a start.
-func register(o *bootOptions) *registration {
+func register(n naming) *registration {
 	r := &registration{done: make(chan struct{})}
 	go func() {
 		defer close(r.done)
-		r.i, r.err = newInstance(o)
+		r.i, r.err = newInstance(n)
 	}()
 	return r
 }
@@ -59,42 +78,40 @@ func (r *registration) wait() (*instance, error) {
 	return r.i, r.err
 }
 
-// vsock is the path of the socket that the vsock device is to have, empty for no
-// such device.
-func (r *registration) vsock() (string, error) {
+// identify is vmm.Options.Identify.
+func (r *registration) identify(c vmm.Config) (vmm.Identity, error) {
 	i, err := r.wait()
 	if err != nil {
-		return "", err
+		return vmm.Identity{}, err
 	}
-	return i.vsock, nil
+	return i.identify(c)
 }
 
-// newInstance makes the guest known by its name, or by the first free one of
-// godwit, godwit-2 and so on. Where that cannot be, a guest without a name of its
-// own does without.
-func newInstance(o *bootOptions) (*instance, error) {
-	i := &instance{name: o.name}
+// newInstance makes the guest known by its name. Where that cannot be, a guest that
+// does not need it does without.
+func newInstance(n naming) (*instance, error) {
+	i := &instance{name: n.name, renew: n.renew}
 	var err error
-	if o.named {
-		i.dir, err = rundir.Create(o.name)
+	if n.named {
+		i.dir, err = rundir.Create(n.name)
 	} else {
-		i.dir, err = rundir.CreateNumbered(o.name)
+		i.dir, err = rundir.CreateNumbered(n.name)
 	}
 	switch {
 	case err == nil:
 		i.name = i.dir.Name()
 		i.vsock = i.dir.Path(rundir.VsockFile)
-	case o.named || o.wait:
+	case n.needed:
 		return nil, err
 	}
-	switch o.vsock {
+	switch n.vsock {
 	case "":
 	case vsockOff:
 		i.vsock = ""
 	default:
-		i.vsock = o.vsock
+		i.vsock = n.vsock
 		if i.dir != nil {
-			if err := i.dir.SetVsock(o.vsock); err != nil {
+			if err := i.dir.SetVsock(n.vsock); err != nil {
 				return nil, errors.Join(err, i.close())
 			}
 		}
@@ -106,6 +123,41 @@ func newInstance(o *bootOptions) (*instance, error) {
 		return nil, errors.Join(err, i.close())
 	}
 	return i, nil
+}
+
+// identify is vmm.Options.Identify.
+func (i *instance) identify(c vmm.Config) (vmm.Identity, error) {
+	if c.Vsock != nil {
+		if err := i.moveVsock(c.Vsock.Path); err != nil {
+			return vmm.Identity{}, err
+		}
+	}
+	return vmm.Identity{Name: i.name, Vsock: i.vsock}, nil
+}
+
+// moveVsock has the socket of the vsock device at another path.
+func (i *instance) moveVsock(path string) error {
+	if path == i.vsock {
+		return nil
+	}
+	if i.bell != nil {
+		// What it was for is over, whatever this says.
+		_ = i.bell.Close()
+		i.bell = nil
+	}
+	i.vsock = path
+	if i.dir != nil {
+		if err := i.dir.SetVsock(path); err != nil {
+			return err
+		}
+	}
+	bell, err := vsock.Listen(path, agent.Port)
+	if errors.Is(err, unix.EADDRINUSE) {
+		// Whoever listens there wants to hear from the agent instead.
+		return nil
+	}
+	i.bell = bell
+	return err
 }
 
 // close makes the guest unknown.
@@ -197,6 +249,10 @@ func (i *instance) watch(ctx context.Context, up func() error) error {
 		client, bell, err := i.awaitUp(ctx)
 		if err != nil {
 			return ignoreDone(ctx, err)
+		}
+		if i.renew != nil {
+			i.renew(ctx, client)
+			i.renew = nil
 		}
 		err = client.Close()
 		if up != nil {

@@ -247,8 +247,8 @@ func TestWait(t *testing.T) {
 	}
 }
 
-// ring does what a guest does that is up, or pretends to be.
-func ring(t *testing.T, i *instance) net.Conn {
+// ringBell does what a guest does that is up, or pretends to be.
+func ringBell(t *testing.T, i *instance) net.Conn {
 	t.Helper()
 	c, err := net.Dial("unix", fmt.Sprintf("%s_%d", i.vsock, agent.Port))
 	if err != nil {
@@ -260,18 +260,16 @@ func ring(t *testing.T, i *instance) net.Conn {
 
 // TestInstance leads a guest through its life, as others see it.
 func TestInstance(t *testing.T) {
-	o := &bootOptions{name: "inst"}
-	i, err := newInstance(o)
+	i, err := newInstance(naming{name: "inst"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	second := &bootOptions{name: "inst"}
-	if other, err := newInstance(second); err != nil || other.name != "inst-2" {
+	if other, err := newInstance(naming{name: "inst"}); err != nil || other.name != "inst-2" {
 		t.Errorf("a second one is called %+v, %v", other, err)
 	} else if err := other.close(); err != nil {
 		t.Error(err)
 	}
-	if _, err := newInstance(&bootOptions{name: "inst", named: true}); !errors.Is(err, rundir.ErrRunning) {
+	if _, err := newInstance(naming{name: "inst", named: true, needed: true}); !errors.Is(err, rundir.ErrRunning) {
 		t.Errorf("a second one that wants this name: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -295,7 +293,7 @@ func TestInstance(t *testing.T) {
 		}
 	}
 	// A false alarm: nobody listens at the agent's port.
-	alarm := ring(t, i)
+	alarm := ringBell(t, i)
 	if _, err := alarm.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("a false alarm: %v", err)
 	}
@@ -309,7 +307,7 @@ func TestInstance(t *testing.T) {
 	g := &fakeGuest{t: t, l: l, conns: make(chan net.Conn, 100)}
 	go g.serve()
 	for range 2 { // the second time after a reboot
-		bell := ring(t, i)
+		bell := ringBell(t, i)
 		upIs(true)
 		bell.Close()
 		upIs(false)
@@ -330,7 +328,7 @@ func TestInstance(t *testing.T) {
 }
 
 func TestVsockFlag(t *testing.T) {
-	i, err := newInstance(&bootOptions{name: "none", vsock: vsockOff})
+	i, err := newInstance(naming{name: "none", vsock: vsockOff})
 	if err != nil || i.vsock != "" || i.bell != nil {
 		t.Errorf("off: %+v, %v", i, err)
 	}
@@ -341,7 +339,7 @@ func TestVsockFlag(t *testing.T) {
 		t.Error(err)
 	}
 	path := filepath.Join(t.TempDir(), "v")
-	if i, err = newInstance(&bootOptions{name: "own", vsock: path}); err != nil || i.vsock != path {
+	if i, err = newInstance(naming{name: "own", vsock: path}); err != nil || i.vsock != path {
 		t.Fatalf("a path: %+v, %v", i, err)
 	}
 	vm, err := rundir.Open("own")
@@ -352,7 +350,7 @@ func TestVsockFlag(t *testing.T) {
 	if err := i.close(); err != nil {
 		t.Error(err)
 	}
-	if _, err := newInstance(&bootOptions{name: "own", vsock: path + "/none"}); err == nil {
+	if _, err := newInstance(naming{name: "own", vsock: path + "/none"}); err == nil {
 		t.Error("a path that cannot be: no error")
 	}
 	if _, err := rundir.Open("own"); !errors.Is(err, rundir.ErrNotRunning) {
@@ -360,10 +358,10 @@ func TestVsockFlag(t *testing.T) {
 	}
 	// Where no folder can be made a guest without a name does without.
 	t.Setenv("GODWIT_RUNTIME_DIR", "/proc/none")
-	if i, err := newInstance(&bootOptions{name: "x"}); err != nil || i.vsock != "" {
+	if i, err := newInstance(naming{name: "x"}); err != nil || i.vsock != "" {
 		t.Errorf("no folder: %+v, %v", i, err)
 	}
-	if _, err := newInstance(&bootOptions{name: "x", named: true}); err == nil {
+	if _, err := newInstance(naming{name: "x", named: true, needed: true}); err == nil {
 		t.Error("no folder for a name: no error")
 	}
 }

@@ -54,6 +54,11 @@ itself failed or the guest crashed.`,
 		Version:       version.String(),
 	}
 	root.SetVersionTemplate("godwit {{.Version}}\n")
-	root.AddCommand(newBoot(), newExec(), newCp(), newWait(), newBalloon(), newDoctor(), newGuest(), newBench(), newVersion())
+	root.AddCommand(
+		newBoot(), newPS(), newExec(), newCp(), newAttach(), newEvents(), newWait(),
+		newPause(), newResume(), newStop(), newKill(), newRm(), newBalloon(),
+		newSnapshot(), newRestore(), newVMM(),
+		newDoctor(), newGuest(), newBench(), newVersion(),
+	)
 	return root
 }

@@ -1,30 +1,18 @@
 package main
 
 import (
-	virtionet "github.com/godwit-vmm/godwit/devices/virtio/net"
 	"github.com/godwit-vmm/godwit/devices/virtio/net/pcap"
-	"github.com/godwit-vmm/godwit/machine"
+	"github.com/godwit-vmm/godwit/internal/vmm"
 )
 
-// addNets gives the machine the network cards that the user asked for. Their
-// MAC addresses come from its name. stop ends the capture, after the machine.
-func (o *bootOptions) addNets(c *machine.Config, r *registration) (stop func() error, err error) {
-	stop = func() error { return nil }
-	var capture *pcap.File
-	if o.pcap != "" {
-		if capture, err = pcap.Create(o.pcap); err != nil {
-			return nil, err
-		}
-		stop = capture.Close
+// capture has what passes the network cards written to the file at path, if there is
+// one. stop ends that, after the guest.
+func capture(run *vmm.Options, path string) (stop func() error, err error) {
+	if path == "" {
+		return func() error { return nil }, nil
 	}
-	for i, n := range o.nets {
-		c.Nets = append(c.Nets, func() (*virtionet.Device, error) {
-			known, err := r.wait()
-			if err != nil {
-				return nil, err
-			}
-			return n.Open(known.name, i, capture, c.Warn)
-		})
+	if run.Capture, err = pcap.Create(path); err != nil {
+		return nil, err
 	}
-	return stop, nil
+	return run.Capture.Close, nil
 }

@@ -1,7 +1,6 @@
 package vmm
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,7 +24,7 @@ type savedConfig struct {
 
 // restore builds the machine of a snapshot, and takes over its configuration. The
 // caller is within starts.
-func (v *VM) restore(ctx context.Context, r LoadRequest) (*machine.Machine, error) {
+func (v *VM) restore(r LoadRequest) (*machine.Machine, error) {
 	chain, err := snapshot.OpenChain(r.Path)
 	if err != nil {
 		return nil, err
@@ -47,7 +46,7 @@ func (v *VM) restore(ctx context.Context, r LoadRequest) (*machine.Machine, erro
 		}
 	}
 	c := saved.Config
-	if err := v.relocate(ctx, &c, newest, r); err != nil {
+	if err := v.relocate(&c, newest, r); err != nil {
 		return nil, err
 	}
 	switch {
@@ -70,7 +69,7 @@ func (v *VM) restore(ctx context.Context, r LoadRequest) (*machine.Machine, erro
 }
 
 // relocate changes what the saved guest had of its host to what it is to have here.
-func (v *VM) relocate(ctx context.Context, c *Config, s *snapshot.Snapshot, r LoadRequest) error {
+func (v *VM) relocate(c *Config, s *snapshot.Snapshot, r LoadRequest) error {
 	c.TrackDirty = r.TrackDirty
 	c.Vsock = nil
 	if r.Vsock != "" {
@@ -90,7 +89,7 @@ func (v *VM) relocate(ctx context.Context, c *Config, s *snapshot.Snapshot, r Lo
 			if saved.ID != id {
 				continue
 			}
-			if err := v.findDisk(ctx, d, saved, s.Dir(), r.Disks[id]); err != nil {
+			if err := v.findDisk(d, saved, s.Dir(), r.Disks[id]); err != nil {
 				return fmt.Errorf("disk %s: %w", id, err)
 			}
 		}
@@ -106,13 +105,13 @@ func (v *VM) relocate(ctx context.Context, c *Config, s *snapshot.Snapshot, r Lo
 // findDisk decides what file a disk is: the one that the user gives, which is made
 // from the copy in the snapshot if it is not there; else the one that it was, if that
 // is as the snapshot has left it.
-func (v *VM) findDisk(ctx context.Context, d *Drive, saved snapshot.Disk, dir, path string) error {
+func (v *VM) findDisk(d *Drive, saved snapshot.Disk, dir, path string) error {
 	if path != "" {
 		d.Path = path
 		_, err := os.Stat(path)
 		if saved.File != "" && errors.Is(err, fs.ErrNotExist) {
 			return durable.Replace(path, 0o600, func(to *os.File) error {
-				return copyFile(ctx, to, filepath.Join(dir, saved.File))
+				return copyDisk(to, filepath.Join(dir, saved.File))
 			})
 		}
 		return err

@@ -112,17 +112,20 @@ var ErrStopped = errors.New("stopped with a snapshot")
 // Load starts the guest with what it was when a snapshot was taken. The VM must not
 // have been configured.
 func (v *VM) Load(ctx context.Context, r LoadRequest) error {
-	memory := r.Memory
-	if r.Uffd {
-		memory = ""
+	switch {
+	case r.Uffd:
+		return errors.New("memory that another process serves (Uffd) is not supported: give the snapshot itself (File)")
+	case r.ClockRealtime:
+		return errors.New("the guest's clock goes on from the snapshot (clock_realtime is not supported): its agent sets the wall clock, see godwit restore --clock")
 	}
-	if err := checkPaths(r.Path, memory); err != nil {
+	if err := checkPaths(r.Path, r.Memory); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
 		return err
 	}
 	v.op.Lock()
 	defer v.op.Unlock()
-	ctx, stop := v.untilKilled(ctx)
-	defer stop()
 	return v.starts(func() error {
 		v.mu.Lock()
 		configured := v.configured
@@ -130,7 +133,7 @@ func (v *VM) Load(ctx context.Context, r LoadRequest) error {
 		if configured {
 			return ErrConfigured
 		}
-		m, err := v.restore(ctx, r)
+		m, err := v.restore(r)
 		if err != nil {
 			return err
 		}

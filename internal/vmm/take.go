@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -104,7 +103,7 @@ func (v *VM) take(ctx context.Context, s *session, r SnapshotRequest, still bool
 			return err
 		}
 		// The images are what the guest wrote so far, and not later.
-		return v.saveDisks(ctx, w, disks, r.WithDisks)
+		return v.saveDisks(w, disks, r.WithDisks)
 	})
 	if err != nil {
 		return report, err
@@ -210,7 +209,7 @@ func driveID(i int, d Drive) string {
 
 // saveDisks notes what the disks are at the moment, and copies them if need be. The
 // guest is paused.
-func (v *VM) saveDisks(ctx context.Context, w *snapshot.Writer, disks []snapshot.Disk, copies bool) error {
+func (v *VM) saveDisks(w *snapshot.Writer, disks []snapshot.Disk, copies bool) error {
 	for i := range disks {
 		d := &disks[i]
 		var err error
@@ -223,7 +222,7 @@ func (v *VM) saveDisks(ctx context.Context, w *snapshot.Writer, disks []snapshot
 		d.File = "disk-" + strconv.Itoa(i)
 		to, err := w.CreateFile(d.File)
 		if err == nil {
-			err = copyFile(ctx, to, d.Path)
+			err = copyDisk(to, d.Path)
 		}
 		if err != nil {
 			return fmt.Errorf("copy disk %s: %w", d.ID, err)
@@ -244,53 +243,12 @@ func identify(path string) (identity string, size uint64, err error) {
 	return fmt.Sprintf("inode %d of %#x, changed %d.%09d", st.Ino, st.Dev, st.Mtim.Sec, st.Mtim.Nsec), uint64(st.Size), nil
 }
 
-// copyFile copies a disk. File systems that can, share the blocks, which takes no
+// copyDisk copies a disk. File systems that can, share the blocks, which takes no
 // time; else the holes are left out.
-func copyFile(ctx context.Context, to *os.File, path string) error {
+func copyDisk(to *os.File, path string) error {
 	from, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	defer from.Close()
-	if unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
-		return nil
-	}
-	size, err := from.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
-	if err := to.Truncate(size); err != nil {
-		return err
-	}
-	for at := int64(0); at < size; {
-		data, err := from.Seek(at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		hole, err := from.Seek(data, unix.SEEK_HOLE)
-		if err != nil {
-			return err
-		}
-		if _, err := to.Seek(data, io.SeekStart); err != nil {
-			return err
-		}
-		const piece = 64 << 20
-		for at = data; at < hole; {
-			if err := ctx.Err(); err != nil {
-				return context.Cause(ctx)
-			}
-			n, err := io.Copy(to, io.NewSectionReader(from, at, min(piece, hole-at)))
-			if err != nil {
-				return err
-			}
-			if n == 0 {
-				return io.ErrUnexpectedEOF
-			}
-			at += n
-		}
-	}
-	return nil
+	return errors.Join(snapshot.CopyFile(to, from), from.Close())
 }

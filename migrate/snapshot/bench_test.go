@@ -1,6 +1,8 @@
 package snapshot
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -16,7 +18,7 @@ import (
 
 // BenchmarkWrite writes 1 GiB of memory that has no zero page, until it is on the
 // disk, and compares that in pairs with plain writes of the same bytes. The ratio
-// is of the medians.
+// is the median of the pairs'.
 func BenchmarkWrite(b *testing.B) {
 	const size = 1 << 30
 	src, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
@@ -32,21 +34,23 @@ func BenchmarkWrite(b *testing.B) {
 		b.Run(fmt.Sprintf("goroutines=%d", workers), func(b *testing.B) {
 			parent := b.TempDir()
 			var plain, snap, pages []time.Duration
+			var ratios []float64
 			b.SetBytes(size)
 			for b.Loop() {
 				plain = append(plain, timePlain(b, parent, src))
 				total, wrote := timeSnapshot(b, parent, src, workers)
 				snap, pages = append(snap, total), append(pages, wrote)
+				ratios = append(ratios, plain[len(plain)-1].Seconds()/total.Seconds())
 			}
 			b.ReportMetric(median(plain).Seconds(), "s-plain")
 			b.ReportMetric(median(snap).Seconds(), "s-snapshot")
 			b.ReportMetric(median(pages).Seconds(), "s-WritePages")
-			b.ReportMetric(median(plain).Seconds()/median(snap).Seconds(), "ratio")
+			b.ReportMetric(median(ratios), "ratio")
 		})
 	}
 }
 
-func median(d []time.Duration) time.Duration {
+func median[T cmp.Ordered](d []T) T {
 	slices.Sort(d)
 	return d[len(d)/2]
 }
@@ -98,4 +102,56 @@ func timeSnapshot(b *testing.B, parent string, src []byte, workers int) (total, 
 		b.Fatal(err)
 	}
 	return total, wrote
+}
+
+// BenchmarkOpen opens an 8 GiB snapshot with three diffs, and asks where its memory
+// lies: what a restore waits for.
+func BenchmarkOpen(b *testing.B) {
+	parent := b.TempDir()
+	big := []memory.Range{{Size: 3 << 30}, {Start: memory.HighStart, Size: 5 << 30}}
+	page := make([]byte, PageSize)
+	page[0] = 1
+	var base string
+	for i := range 4 {
+		dir := filepath.Join(parent, fmt.Sprint(i))
+		w := begin(b, dir, Options{Memory: big, Base: base})
+		for range 1000 {
+			writePages(b, w, rand.Int64N(8<<30/PageSize)*PageSize, page)
+		}
+		commit(b, w)
+		base = dir
+	}
+	for i, name := range []string{"full", "diffs=1", "diffs=2", "diffs=3"} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				c, err := OpenChain(filepath.Join(parent, fmt.Sprint(i)))
+				if err != nil {
+					b.Fatal(err)
+				}
+				c.Extents()
+				if err := c.Close(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkVerify reads 256 MiB of memory, which are in the page cache.
+func BenchmarkVerify(b *testing.B) {
+	const size = 256 << 20
+	dir := filepath.Join(b.TempDir(), "snap")
+	w := begin(b, dir, Options{Memory: []memory.Range{{Size: size}}})
+	p := make([]byte, size)
+	if _, err := rand.NewChaCha8([32]byte{}).Read(p); err != nil {
+		b.Fatal(err)
+	}
+	writePages(b, w, 0, p)
+	commit(b, w)
+	b.SetBytes(size)
+	for b.Loop() {
+		if err := Verify(context.Background(), dir, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

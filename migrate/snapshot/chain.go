@@ -111,19 +111,39 @@ func (c *Chain) Extents() []Extent {
 	return extents
 }
 
-// run finds the newest layer that has a page, and for how many pages from there it
-// is that one, at least inside the same word of the bitmaps.
+// run finds the newest layer that has a page, and at least how many pages from
+// there on are the same layer's. It may go beyond the end of memory.
 func (c *Chain) run(page uint64) (layer int, n uint64) {
 	word, bit := page/64, page%64
 	rest := ^uint64(0)
 	oldest := len(c.layers) - 1
+	if oldest == 0 {
+		return 0, c.oldest().manifest.Memory.Size / PageSize
+	}
 	for i, s := range c.layers[:oldest] {
 		if owned := s.pages[word] & rest; owned>>bit&1 == 1 {
 			return i, uint64(bits.TrailingZeros64(^(owned >> bit)))
 		}
 		rest &^= s.pages[word]
 	}
-	return oldest, uint64(bits.TrailingZeros64(^(rest >> bit)))
+	if n = uint64(bits.TrailingZeros64(^(rest >> bit))); n < 64-bit {
+		return oldest, n
+	}
+	// Most of the memory of most guests has not changed for long.
+	for word++; c.unchanged(word); word++ {
+		n += 64
+	}
+	return oldest, n
+}
+
+// unchanged tells whether no diff has a page of a word of the bitmaps.
+func (c *Chain) unchanged(word uint64) bool {
+	for _, s := range c.layers[:len(c.layers)-1] {
+		if word >= uint64(len(s.pages)) || s.pages[word] != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // Close closes all snapshots of the chain.

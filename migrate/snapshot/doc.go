@@ -11,8 +11,8 @@
 //	memory.sums     a checksum for each 256 KiB of memory
 //	memory.pages    only in a diff: which pages the diff contains
 //
-// A snapshot may hold further files (Writer.CreateFile); readers ignore those
-// that they do not know.
+// A snapshot may hold further files (Writer.CreateFile), such as copies of disks,
+// which have no checksums here; readers ignore those that they do not know.
 //
 // The memory file holds the ranges of RAM one after the other in rising order of
 // address, so the offset of a page is that in the guest's memfd. Zero pages, and

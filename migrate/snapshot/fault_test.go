@@ -185,31 +185,24 @@ func TestDiskFull(t *testing.T) {
 	})
 }
 
-// TestFileLimit lowers the limit of file sizes under a writer.
+// limitJob lowers the limit of file sizes of this process while it writes.
+func limitJob(parent string) error {
+	w, err := Create(filepath.Join(parent, "out"), Options{Memory: ram})
+	if err != nil {
+		return err
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 256 << 10, Max: 256 << 10}); err != nil {
+		return err
+	}
+	return errors.Join(w.WritePages(0, bytes.Repeat([]byte{1}, ramSize)), w.Abort())
+}
+
+// TestFileLimit has a writer in a process of its own reach the limit of file sizes.
 func TestFileLimit(t *testing.T) {
 	parent := t.TempDir()
-	w := begin(t, filepath.Join(parent, "snap"), Options{})
-	var old unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &old); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 256 << 10, Max: old.Max}); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &old); err != nil {
-			t.Fatal(err)
-		}
-	}()
-	err := w.WritePages(0, bytes.Repeat([]byte{1}, ramSize))
-	if !errors.Is(err, unix.EFBIG) || !strings.Contains(err.Error(), "ulimit") {
-		t.Errorf("WritePages beyond the limit: %v", err)
-	}
-	if _, err := Create(filepath.Join(parent, "next"), Options{Memory: ram}); !errors.Is(err, unix.EFBIG) {
-		t.Errorf("Create beyond the limit: %v", err)
-	}
-	if err := w.Abort(); err != nil {
-		t.Error(err)
+	said, err := writer("limit", parent).CombinedOutput()
+	if err == nil || !strings.Contains(string(said), unix.EFBIG.Error()) || !strings.Contains(string(said), "ulimit") {
+		t.Errorf("writer beyond the limit: %v, says %q", err, said)
 	}
 	only(t, parent)
 }

@@ -23,8 +23,11 @@ const killVariable = "GODWIT_TEST_SNAPSHOT_WRITER"
 func TestMain(m *testing.M) {
 	if job := os.Getenv(killVariable); job != "" {
 		what, parent, _ := strings.Cut(job, " ")
-		fmt.Println("begins")
-		if err := killJobs[what].run(parent); err != nil {
+		run := func() error { return killJobs[what].run(parent, func() { fmt.Println("begins") }) }
+		if what == "limit" {
+			run = func() error { return limitJob(parent) }
+		}
+		if err := run(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -35,25 +38,27 @@ func TestMain(m *testing.M) {
 
 // killJob is what a writer does that is killed. It makes "out".
 type killJob struct {
-	run  func(parent string) error
+	// run calls begins when it is going to write.
+	run  func(parent string, begins func()) error
 	want func(states [][]byte) []byte
 }
 
 var killJobs = map[string]killJob{
 	"full": {
-		run: func(parent string) error {
-			return writeJob(filepath.Join(parent, "out"), Options{Memory: ram})
+		run: func(parent string, begins func()) error {
+			return writeJob(begins, filepath.Join(parent, "out"), Options{Memory: ram})
 		},
 		want: func([][]byte) []byte { return content(30, ramSize) },
 	},
 	"diff": {
-		run: func(parent string) error {
-			return writeJob(filepath.Join(parent, "out"), Options{Memory: ram, Base: filepath.Join(parent, "2")})
+		run: func(parent string, begins func()) error {
+			return writeJob(begins, filepath.Join(parent, "out"), Options{Memory: ram, Base: filepath.Join(parent, "2")})
 		},
 		want: func([][]byte) []byte { return content(30, ramSize) },
 	},
 	"merge": {
-		run: func(parent string) error {
+		run: func(parent string, begins func()) error {
+			begins()
 			return Merge(context.Background(), filepath.Join(parent, "2"), filepath.Join(parent, "out"), nil)
 		},
 		want: func(states [][]byte) []byte { return states[2] },
@@ -61,13 +66,14 @@ var killJobs = map[string]killJob{
 }
 
 // writeJob writes all of the memory twice, as a live snapshot does.
-func writeJob(dir string, o Options) error {
+func writeJob(begins func(), dir string, o Options) error {
+	passes := [][]byte{content(29, ramSize), content(30, ramSize)}
+	begins()
 	w, err := Create(dir, o)
 	if err != nil {
 		return err
 	}
-	for _, seed := range []uint64{29, 30} {
-		p := content(seed, ramSize)
+	for _, p := range passes {
 		for offset := 0; offset < len(p); offset += 16 * PageSize {
 			if err := w.WritePages(int64(offset), p[offset:min(offset+16*PageSize, len(p))]); err != nil {
 				return err
@@ -84,7 +90,7 @@ func TestKill(t *testing.T) {
 	for name, job := range killJobs {
 		t.Run(name, func(t *testing.T) {
 			parent := t.TempDir()
-			states := chainOf(t, parent, 2)
+			want := job.want(chainOf(t, parent, 2))
 			out := filepath.Join(parent, "out")
 			var took time.Duration
 			for range 3 {
@@ -103,7 +109,7 @@ func TestKill(t *testing.T) {
 				switch {
 				case err == nil:
 					whole++
-					if !bytes.Equal(readChain(t, out), job.want(states)) {
+					if !bytes.Equal(readChain(t, out), want) {
 						t.Error("memory of the snapshot of a killed writer differs")
 					}
 					if err := Verify(context.Background(), out, nil); err != nil {
@@ -143,8 +149,7 @@ func cleanAfter(t *testing.T, parent string) int {
 // it lived.
 func killAfter(t *testing.T, job, parent string, after time.Duration) time.Duration {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), killVariable+"="+job+" "+parent)
+	cmd := writer(job, parent)
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	out, err := cmd.StdoutPipe()
@@ -164,4 +169,12 @@ func killAfter(t *testing.T, job, parent string, after time.Duration) time.Durat
 		t.Fatalf("writer: %v: %s", err, said.Bytes())
 	}
 	return time.Since(start)
+}
+
+// writer is the test's program as a writer.
+func writer(job, parent string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0])
+	// The race detector else waits a second before the end.
+	cmd.Env = append(os.Environ(), killVariable+"="+job+" "+parent, "GORACE=atexit_sleep_ms=0")
+	return cmd
 }

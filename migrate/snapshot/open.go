@@ -105,13 +105,14 @@ func (s *Snapshot) readPages(d *os.File) error {
 		return err
 	}
 	defer f.Close()
-	p, err := t.read(f)
+	s.pages = make([]uint64, 0, t.bytes()/8)
+	err = t.read(f, func(p []byte) {
+		for ; len(p) > 0; p = p[8:] {
+			s.pages = append(s.pages, binary.LittleEndian.Uint64(p))
+		}
+	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", PagesFile, err)
-	}
-	s.pages = make([]uint64, len(p)/8)
-	for i := range s.pages {
-		s.pages[i] = binary.LittleEndian.Uint64(p[8*i:])
 	}
 	if tail := t.entries() % 64; tail != 0 && s.pages[len(s.pages)-1]>>tail != 0 {
 		return fmt.Errorf("%s: %w: it has pages beyond the end of memory", PagesFile, ErrDamaged)

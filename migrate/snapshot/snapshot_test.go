@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"math/rand/v2"
@@ -43,14 +44,15 @@ func testManifest() Manifest {
 
 // content makes memory where about half of the pages are zero, in runs.
 func content(seed uint64, size int) []byte {
-	r := rand.New(rand.NewPCG(seed, 1))
+	var key [32]byte
+	binary.LittleEndian.PutUint64(key[:], seed)
+	source := rand.NewChaCha8(key)
+	r := rand.New(source)
 	p := make([]byte, size)
 	for i := 0; i < size; {
 		n := min((1+r.IntN(20))*PageSize, size-i)
 		if r.IntN(2) == 0 {
-			for k := range n {
-				p[i+k] = byte(r.Uint32())
-			}
+			_, _ = source.Read(p[i : i+n]) // never fails
 		}
 		i += n
 	}

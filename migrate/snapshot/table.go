@@ -3,6 +3,7 @@ package snapshot
 import (
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"io"
 )
 
@@ -78,22 +79,34 @@ func (t table) check(h []byte) (entries uint32, err error) {
 	return binary.LittleEndian.Uint32(h[56:]), nil
 }
 
-// read checks the header and reads the entries. The file has fileSize bytes.
-func (t table) read(f io.ReaderAt) ([]byte, error) {
+// readBuffer is how much of a table is read at a time.
+const readBuffer = 64 << 10
+
+// read checks the header and gives the entries to take, piece by piece, in whole
+// words. They are not to be trusted unless the error is nil. The file has fileSize
+// bytes.
+func (t table) read(f io.ReaderAt, take func(p []byte)) error {
 	var h [headerSize]byte
 	if _, err := f.ReadAt(h[:], 0); err != nil {
-		return nil, err
+		return err
 	}
 	want, err := t.check(h[:])
 	if err != nil {
-		return nil, err
+		return err
 	}
-	p := make([]byte, t.bytes())
-	if _, err := f.ReadAt(p, headerSize); err != nil {
-		return nil, err
+	var got uint32
+	buf := make([]byte, min(t.bytes(), readBuffer))
+	for offset := uint64(0); offset < t.bytes(); {
+		p := buf[:min(t.bytes()-offset, readBuffer)]
+		if _, err := f.ReadAt(p, int64(headerSize+offset)); err != nil {
+			return err
+		}
+		got = crc32.Update(got, castagnoli, p)
+		take(p)
+		offset += uint64(len(p))
 	}
-	if got := checksum(p); got != want {
-		return nil, fmt.Errorf("%w: checksum of the entries is %#08x, want %#08x", ErrDamaged, got, want)
+	if got != want {
+		return fmt.Errorf("%w: checksum of the entries is %#08x, want %#08x", ErrDamaged, got, want)
 	}
-	return p, nil
+	return nil
 }

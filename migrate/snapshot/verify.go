@@ -76,8 +76,9 @@ type chunks struct {
 
 // chunks reads memory.sums.
 func (s *Snapshot) chunks() (*chunks, error) {
-	sums, err := s.table(sumsMagic, ChunkSize).read(s.sums)
-	if err != nil {
+	t := s.table(sumsMagic, ChunkSize)
+	sums := make([]byte, 0, t.bytes())
+	if err := t.read(s.sums, func(p []byte) { sums = append(sums, p...) }); err != nil {
 		return nil, fmt.Errorf("%s: %w", SumsFile, err)
 	}
 	return &chunks{s: s, sums: sums, zero: checksum(make([]byte, ChunkSize))}, nil

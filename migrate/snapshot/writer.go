@@ -30,8 +30,8 @@ type Options struct {
 // Writer makes a snapshot. WritePages may be called from several goroutines; the
 // other methods are for one goroutine when no WritePages runs.
 //
-// After an error of any method only Abort makes sense: nothing is at the
-// directory that was to be made.
+// A Writer ends with Commit or Abort. After an error only Abort makes sense:
+// nothing is at the directory that was to be made.
 type Writer struct {
 	place    place
 	manifest Manifest

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/godwit-vmm/godwit/guest/agent"
+	"github.com/godwit-vmm/godwit/internal/vmm"
+	"github.com/godwit-vmm/godwit/migrate/snapshot"
+	"github.com/spf13/cobra"
+)
+
+// The values of --clock.
+const (
+	clockHost  = "host"
+	clockSaved = "saved"
+)
+
+func newRestore() *cobra.Command {
+	o := bootOptions{load: &vmm.LoadRequest{Resume: true}, console: consoleSerial}
+	var disks, taps []string
+	var paused bool
+	clock := clockHost
+	c := &cobra.Command{
+		Use:   "restore DIR",
+		Short: "Make a saved guest go on",
+		Long: `Make a guest go on that "godwit snapshot" has saved.
+
+Its memory is mapped from the snapshot, whatever its size, and shared with other
+guests from the same one; the snapshot stays as it is, and must stay while the guest
+runs. The disks have to be as they were: --disk names them where they are elsewhere
+by now, and what is not there yet is made from the snapshot's own copy.
+
+The guest's wall clock is set by its agent, and its random number generator gets a
+new seed.`,
+		Example: `  godwit restore /var/snap/web                       its console here
+  godwit restore /var/snap/web --detach --name web2
+  godwit restore /var/snap/web --disk 0=/images/web.img`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.named = cmd.Flags().Changed("name")
+			o.needed = o.named || o.wait || o.detach
+			if _, started := os.LookupEnv(readyVariable); (o.wait || o.detach) && !started {
+				return bootInBackground(cmd.Context(), &o, cmd.OutOrStdout())
+			}
+			if clock != clockHost && clock != clockSaved {
+				return fmt.Errorf("--clock %s: want %s or %s", clock, clockHost, clockSaved)
+			}
+			if paused && o.wait {
+				return errors.New("--wait for a guest that is --paused would be for ever: leave one out")
+			}
+			o.load.Path, o.load.Resume = args[0], !paused
+			var err error
+			if o.load.Disks, err = pairs("--disk", disks); err != nil {
+				return err
+			}
+			if o.load.Taps, err = pairs("--tap", taps); err != nil {
+				return err
+			}
+			return restore(cmd.Context(), &o, clock == clockHost)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&o.name, "name", "", "name of the guest (default: that of the saved one, or the first free one with a number)")
+	f.StringArrayVar(&disks, "disk", nil, "have the disk ID (\"godwit snapshot info\" shows them) at another `ID=PATH`; may be repeated")
+	f.StringArrayVar(&taps, "tap", nil, "connect the network card ID to another tap interface `ID=NAME`; may be repeated")
+	f.StringVar(&o.vsock, "vsock", "", "have the socket of the guest's vsock device at `PATH` (default: in the folder of the running guest)")
+	f.BoolVar(&paused, "paused", false, "leave the guest paused, until \"godwit resume\"")
+	f.StringVar(&clock, "clock", clock, "what the guest's wall clock shows: the time of the host, or goes on from what was saved (host, saved)")
+	f.BoolVar(&o.detach, "detach", false, "restore in the background, print the guest's name and end as soon as the guest runs")
+	f.BoolVar(&o.wait, "wait", false, "restore in the background, print the guest's name and end when its agent answers")
+	f.DurationVar(&o.waitTimeout, "wait-timeout", 2*time.Minute, "end a guest that does not answer after this time with --wait; 0 waits for ever")
+	f.BoolVar(&o.allowSoftware, "allow-software-kvm", false, "go on where KVM emulates ring 0 (Linux does not run there)")
+	f.BoolVar(&o.noReboot, "no-reboot", false, "end when the guest reboots, instead of rebooting it")
+	f.StringVar(&o.timings, "timings", "", "write when each phase of the start was over to `FILE`, as JSON lines")
+	return c
+}
+
+// pairs takes ID=VALUE apart.
+func pairs(flag string, texts []string) (map[string]string, error) {
+	all := make(map[string]string)
+	for _, text := range texts {
+		id, value, ok := strings.Cut(text, "=")
+		if !ok || id == "" || value == "" {
+			return nil, fmt.Errorf("%s %s: want ID=VALUE, such as 0=/images/web.img", flag, text)
+		}
+		all[id] = value
+	}
+	return all, nil
+}
+
+// restore runs a saved guest.
+func restore(ctx context.Context, o *bootOptions, setClock bool) error {
+	trace, err := newTimings(o.timings)
+	if err != nil {
+		return err
+	}
+	defer trace.close()
+	if o.name == "" {
+		if o.name, err = savedName(o.load.Path); err != nil {
+			return err
+		}
+	}
+	run := vmm.Options{Name: o.name, NoReboot: o.noReboot, Trace: trace.mark}
+	n := o.naming
+	n.renew = func(ctx context.Context, c *agent.Client) { renew(ctx, c, setClock) }
+	r := register(n)
+	err = bootOn(ctx, run, vmm.Config{}, o, r, trace)
+	if i, e := r.wait(); e == nil {
+		err = errors.Join(err, i.close())
+	}
+	return err
+}
+
+// savedName is the name of the guest that a snapshot is of.
+func savedName(dir string) (string, error) {
+	s, err := snapshot.Open(dir)
+	if err != nil {
+		return "", err
+	}
+	defer s.Close()
+	if name := s.Manifest().Name; name != "" {
+		return name, nil
+	}
+	return "godwit", nil
+}
+
+// renew tells a restored guest what has become another one meanwhile. A guest whose
+// agent cannot, goes on without.
+func renew(ctx context.Context, c *agent.Client, setClock bool) {
+	err := c.Reseed(ctx)
+	if setClock {
+		err = errors.Join(err, c.SetTime(ctx, time.Now()))
+	}
+	if err != nil && ctx.Err() == nil {
+		fmt.Fprintf(os.Stderr, "godwit: %v\r\n", err)
+	}
+}
