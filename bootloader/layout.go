@@ -35,13 +35,12 @@ const (
 	kernelMin memory.GPA = 0x100000
 )
 
-// GenerationIDAddr is where the machine keeps the generation ID, of
-// GenerationIDSize bytes (Virtual Machine Generation ID, Microsoft 2012). The
-// memory map reserves the page.
-const (
-	GenerationIDAddr memory.GPA = 0xff000
-	GenerationIDSize            = 16
-)
+// GenerationIDAddr is where the machine keeps the generation ID (Virtual Machine
+// Generation ID, Microsoft 2012). The memory map reserves the page.
+const GenerationIDAddr memory.GPA = 0xff000
+
+// GenerationIDSize is the size of the generation ID in bytes.
+const GenerationIDSize = 16
 
 // GenerationEvent is the general-purpose event that says that the ID has changed.
 const GenerationEvent = 0

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"fmt"
+	"math/bits"
 
 	"github.com/godwit-vmm/godwit/kvm"
 	"github.com/godwit-vmm/godwit/memory"
@@ -36,7 +37,7 @@ func (m *Machine) StartDirtyLog() error {
 	if err := m.setSlots(kvm.KVM_MEM_LOG_DIRTY_PAGES); err != nil {
 		return err
 	}
-	m.logging = true
+	m.logging, m.allDirty = true, true
 	return nil
 }
 
@@ -71,6 +72,7 @@ func (m *Machine) FetchDirty(dst []uint64) error {
 	if !m.logging {
 		return fmt.Errorf("the guest's writes are not being logged")
 	}
+	fetched := 0
 	for slot, r := range m.mem.Regions() {
 		pages := r.Size / memory.PageSize
 		words := kvm.DirtyWords(pages)
@@ -90,9 +92,14 @@ func (m *Machine) FetchDirty(dst []uint64) error {
 		first := r.Offset / memory.PageSize / 64
 		for i, w := range log {
 			dst[first+uint64(i)] |= w
+			fetched += bits.OnesCount64(w)
 		}
 	}
 	m.mem.Dirty().Drain(dst)
+	if !m.allDirty {
+		m.dirtied.Add(uint64(fetched))
+	}
+	m.allDirty = false
 	return nil
 }
 

@@ -47,16 +47,32 @@ func (r *router) send(m devices.MSI) error {
 func (r *router) setPins(pins [ioapicPins]devices.MSI, used uint32) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	lastPins, lastUsed := r.pins, r.used
 	r.pins, r.used = pins, used
-	return r.apply()
+	err := r.apply()
+	if err != nil {
+		r.pins, r.used = lastPins, lastUsed
+	}
+	return err
 }
 
-// setMSI takes the route of one GSI.
+// setMSI takes the route of one GSI. One that KVM refuses, for it is the guest that
+// says where the message goes, leaves all routes as they are: it must not be in the
+// next table, which would be refused as well.
 func (r *router) setMSI(gsi uint32, m devices.MSI) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	last, had := r.msi[gsi]
 	r.msi[gsi] = m
-	return r.apply()
+	err := r.apply()
+	switch {
+	case err == nil:
+	case had:
+		r.msi[gsi] = last
+	default:
+		delete(r.msi, gsi)
+	}
+	return err
 }
 
 func (r *router) apply() error {

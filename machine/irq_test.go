@@ -136,3 +136,37 @@ func TestEdgePin(t *testing.T) {
 	m.ioapic.Pin(devices.COM1GSI).Set(true)
 	await(t, m, 0x35)
 }
+
+// TestRefusedRoute has a guest send a vector to where KVM sends nothing: bits 32 to
+// 39 of the address are reserved with wide APIC IDs (KVM API §4.52). The other
+// vectors go on, and that one gets a route again.
+func TestRefusedRoute(t *testing.T) {
+	m := idleMachine(t)
+	v, err := m.router.newVectors(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.close()
+	good := func(vector uint32) devices.MSI { return devices.MSI{Address: 0xfee00000, Data: vector} }
+	bad := devices.MSI{Address: 0xfee00000 | 1<<32, Data: 0x41}
+	if err := v.Unmask(0, bad); err == nil {
+		t.Fatal("KVM took a route to a reserved address")
+	}
+	unmask := func(n int, vector uint32) {
+		t.Helper()
+		if err := v.Unmask(n, good(vector)); err != nil {
+			t.Fatalf("after the refusal: %v", err)
+		}
+	}
+	unmask(1, 0x42)
+	if err := v.Unmask(1, bad); err == nil {
+		t.Fatal("KVM took a route to a reserved address")
+	}
+	unmask(0, 0x41)
+	for n, vector := range []int{0x41, 0x42} {
+		if err := v.Fire(n); err != nil {
+			t.Fatal(err)
+		}
+		await(t, m, vector)
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/godwit-vmm/godwit/bootloader"
@@ -56,6 +57,9 @@ type Machine struct {
 	dirtyMu           sync.Mutex
 	logging, clearing bool
 	dirtyWords        []uint64
+	// allDirty is set until the log was fetched once, and dirtied counts pages.
+	allDirty bool
+	dirtied  atomic.Uint64
 
 	end     sync.Once
 	ended   chan struct{} // closed by finish

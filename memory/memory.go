@@ -12,6 +12,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,6 +57,10 @@ type Guest struct {
 	// private is set for memory that is not the memfd's but a private mapping
 	// of saved memory.
 	private bool
+	// saved are the extents of a private mapping, and files the descriptors that
+	// they have, by those that they were given with.
+	saved []Extent
+	files map[*os.File]*os.File
 
 	hostPageSize uint64
 }
@@ -171,6 +176,10 @@ func (g *Guest) Close() error {
 		errs = append(errs, unix.Munmap(r.Mem))
 	}
 	g.regions = nil
+	for _, f := range g.files {
+		errs = append(errs, f.Close())
+	}
+	g.files, g.saved = nil, nil
 	if g.fd >= 0 {
 		errs = append(errs, unix.Close(g.fd))
 		g.fd = -1

@@ -19,8 +19,8 @@ type Extent struct {
 
 // mapSaved maps the regions privately: pages are the files' until somebody writes
 // to them, and of all guests that come from the same files the host has them once.
-// RAM that no extent has is zero. The files may be closed afterwards; they must not
-// be cut or changed for as long as the guest lives.
+// RAM that no extent has is zero. The caller may close the files afterwards; they must
+// not be cut or changed for as long as the guest lives.
 func (g *Guest) mapSaved(ranges []Range, extents []Extent) error {
 	const private = unix.MAP_PRIVATE | unix.MAP_NORESERVE
 	var offset uint64
@@ -34,6 +34,9 @@ func (g *Guest) mapSaved(ranges []Range, extents []Extent) error {
 	}
 	for _, e := range extents {
 		if err := e.check(g.size); err != nil {
+			return err
+		}
+		if err := g.keep(e); err != nil {
 			return err
 		}
 		for i := range g.regions {
@@ -53,6 +56,28 @@ func (g *Guest) mapSaved(ranges []Range, extents []Extent) error {
 	}
 	return nil
 }
+
+// keep keeps a descriptor of the extent's file for Present; the extents of one file
+// share it.
+func (g *Guest) keep(e Extent) error {
+	file, ok := g.files[e.File]
+	if !ok {
+		fd, err := unix.FcntlInt(e.File.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("keep %s open: %w", e.File.Name(), err)
+		}
+		file = os.NewFile(uintptr(fd), e.File.Name())
+		if g.files == nil {
+			g.files = make(map[*os.File]*os.File)
+		}
+		g.files[e.File] = file
+	}
+	g.saved = append(g.saved, Extent{e.Offset, e.Length, file})
+	return nil
+}
+
+// addressOf is where memory lies in this process.
+func addressOf(mem []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(mem))) }
 
 // check compares the extent with the memory's and the file's size: an access behind
 // the end of a file would be a SIGBUS.

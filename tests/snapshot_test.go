@@ -10,7 +10,7 @@ import (
 	"github.com/godwit-vmm/godwit/internal/testenv"
 )
 
-// saved is a guest with a disk that checks itself, and is saved and restored.
+// saved is a guest with a disk that is saved and restored.
 type saved struct {
 	t *testing.T
 	e *emulated
@@ -38,8 +38,14 @@ func newSaved(t *testing.T, name string, flags ...string) *saved {
 	}
 	t.Cleanup(func() { inLab(t, e, nil, "godwit kill "+s.name+"; rm -rf "+s.dir+" "+s.disk+"*") })
 	on(t, e, nil, "cp", testProgram(t, e, "selfcheck"), name+":"+selfcheck).expect(t, 0, "")
-	s.in("mkdir -p /mnt && mount -t ext4 /dev/vda /mnt && " + selfcheck + " start /mnt")
+	s.in("mkdir -p /mnt && mount -t ext4 /dev/vda /mnt")
 	return s
+}
+
+// begin has the guest check itself from now on.
+func (s *saved) begin() {
+	s.t.Helper()
+	s.in(selfcheck + " start /mnt")
 }
 
 // in runs a shell script in the guest, which has to succeed.
@@ -99,7 +105,7 @@ func (s *saved) restore(name string) {
 func TestSnapshots(t *testing.T) {
 	t.Parallel()
 	s := newSaved(t, "saved", "--cpus", "2")
-	s.sound()
+	s.begin()
 	for i := range 3 {
 		name := fmt.Sprintf("full-%d", i)
 		s.snapshot(name, "--with-disks")
@@ -114,6 +120,7 @@ func TestSnapshots(t *testing.T) {
 func TestSnapshotChain(t *testing.T) {
 	t.Parallel()
 	s := newSaved(t, "chain")
+	s.begin()
 	s.snapshot("base", "--with-disks", "--track")
 	last := "base"
 	for _, name := range []string{"one", "two", "three"} {
@@ -125,5 +132,43 @@ func TestSnapshotChain(t *testing.T) {
 	s.sound()
 	script(t, s.e, fmt.Sprintf("godwit snapshot merge %s %s && godwit snapshot verify %s", s.path("three"), s.path("merged"), s.path("merged")))
 	s.replace("merged")
+	s.sound()
+}
+
+// TestClones makes ten guests of one at once. Nothing that has to be unique is the
+// same in two of them, and what one writes is not the other's.
+func TestClones(t *testing.T) {
+	t.Parallel()
+	const count = 10
+	s := newSaved(t, "cloned")
+	s.snapshot("base", "--with-disks")
+	on(t, s.e, nil, "kill", s.name)
+	r := on(t, s.e, nil, "clone", s.path("base"), "--count", fmt.Sprint(count), "--name", "clone", "--wait")
+	names := strings.Fields(r.stdout)
+	if r.status != 0 || len(names) != count {
+		t.Fatal(r)
+	}
+	t.Cleanup(func() { inLab(t, s.e, nil, "godwit kill "+strings.Join(names, " ")) })
+	seen := make(map[string]string)
+	for _, name := range names {
+		s.name = name
+		s.in("echo " + name + " > /mnt/name && sync")
+		for line := range strings.Lines(s.in(selfcheck + " identity")) {
+			if other, ok := seen[line]; ok {
+				t.Errorf("%s and %s have the same %s", name, other, line)
+			}
+			seen[line] = name
+		}
+	}
+	if len(seen) != 3*count {
+		t.Errorf("%d lines of identities, want %d", len(seen), 3*count)
+	}
+	for _, name := range names {
+		s.name = name
+		if got := s.in("cat /mnt/name"); got != name+"\n" {
+			t.Errorf("the disk of %s is that of %s", name, got)
+		}
+	}
+	s.begin()
 	s.sound()
 }

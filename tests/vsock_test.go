@@ -108,8 +108,24 @@ func TestRunningGuest(t *testing.T) {
 		on(t, r, nil, "wait", "running", "--timeout", "10s").expect(t, 0, "")
 	})
 	t.Run("end", func(t *testing.T) {
-		// The command may be killed before it can say that it worked.
-		on(t, r, nil, "exec", "running", "--", "poweroff")
+		// The one that asks for it has done what it was to; another is cut off.
+		ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
+		defer cancel()
+		said := newAwaiter("ready\n")
+		var stderr bytes.Buffer
+		p, err := r.start(ctx, nil, said, &stderr, "exec", "running", "--", "sh", "-c", "echo ready; exec sleep 1000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-said.done:
+		case <-ctx.Done():
+		}
+		guest(t, "poweroff").expect(t, 0, "")
+		status, err := p.Wait()
+		if want := "guest running powers off, which ended the command\n"; status != 125 || err != nil || !strings.HasSuffix(stderr.String(), want) {
+			t.Errorf("another command: status %d, %v, %q, want %q", status, err, stderr.String(), want)
+		}
 		for on(t, r, nil, "wait", "running").status == 0 {
 		}
 		on(t, r, nil, "exec", "running", "--", "true").expectError(t, "is not running")

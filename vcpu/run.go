@@ -20,11 +20,13 @@ const (
 	yieldCheck = 128
 )
 
-// yield gives the P away if the last time was long ago.
-func (v *VCPU) yield(exits uint64) {
-	if exits%yieldCheck != 0 {
+// yield gives the P away if the last time was long ago. It is called at each exit.
+func (v *VCPU) yield() {
+	v.unchecked++
+	if v.unchecked < yieldCheck {
 		return
 	}
+	v.unchecked = 0
 	if now := time.Now(); now.Sub(v.yielded) >= yieldEvery {
 		runtime.Gosched()
 		v.yielded = now
@@ -62,6 +64,7 @@ func (v *VCPU) loop() error {
 func (v *VCPU) interrupted(err error) error {
 	switch {
 	case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+		v.exits.count(kvm.KVM_EXIT_INTR)
 		// Cleared before the loop reads attention: see kick.
 		v.cpu.SetImmediateExit(false)
 		return nil
@@ -97,8 +100,10 @@ func (v *VCPU) finish() error {
 // exit serves one exit. It does not allocate for those that a healthy guest
 // makes.
 func (v *VCPU) exit() error {
-	v.yield(v.exits.Add(1))
-	switch reason := v.cpu.ExitReason(); reason {
+	reason := v.cpu.ExitReason()
+	v.exits.count(reason)
+	v.yield()
+	switch reason {
 	case kvm.KVM_EXIT_IO:
 		v.owed = true
 		return v.portIO()

@@ -73,8 +73,11 @@ type VCPU struct {
 	// KVM finishes the instruction (KVM API §5, kvm_run.io). Only the
 	// thread touches it.
 	owed bool
-	// yielded is when the thread last gave Go's scheduler a turn.
-	yielded time.Time
+	// yielded is when the thread last gave Go's scheduler a turn, unchecked the
+	// number of exits since it was last looked at.
+	yielded   time.Time
+	unchecked int
+	exits     exitCounts
 
 	mu        sync.Mutex
 	changed   sync.Cond // state changed, or a want did
@@ -82,7 +85,6 @@ type VCPU struct {
 	wantPause bool
 	wantStop  bool
 	tid       int // of the thread, while it is not stopped
-	exits     atomic.Uint64
 }
 
 // New makes a stopped VCPU of a KVM one, which it owns from now on.
@@ -98,9 +100,6 @@ func (v *VCPU) ID() int { return v.cfg.ID }
 // KVM is the handle below, for state that this package does not cover. Use it
 // only while the VCPU is stopped or parked.
 func (v *VCPU) KVM() *kvm.VCPU { return v.cpu }
-
-// Exits counts the exits to user space since the start.
-func (v *VCPU) Exits() uint64 { return v.exits.Load() }
 
 // Start runs the VCPU on a thread of its own. A VCPU starts once.
 func (v *VCPU) Start() {

@@ -51,7 +51,7 @@ func serve() error {
 	if err != nil {
 		return err
 	}
-	server := &agent.Server{Version: version.String(), Reaper: agent.NewReaper(), Shutdown: shutdown, SetTime: agent.SetClock, Reseed: agent.Reseed}
+	server := &agent.Server{Version: version.String(), Reaper: agent.NewReaper(), Shutdown: shutdown, SetTime: agent.SetClock, Reseed: agent.Reseed, SetMAC: agent.SetMAC}
 	go agent.Announce(nil)
 	return server.ServeVsock(l)
 }

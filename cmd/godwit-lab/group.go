@@ -35,6 +35,7 @@ func (g *groupFlags) args() []string {
 	return []string{
 		"--name", g.name, "--hosts", strconv.Itoa(g.hosts),
 		"--cpus", strconv.Itoa(g.host.cpus), "--memory", g.host.memory.String(),
+		"--with-qemu=" + strconv.FormatBool(g.host.qemu),
 	}
 }
 

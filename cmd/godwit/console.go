@@ -78,6 +78,10 @@ func bootConsole(ctx context.Context, run vmm.Options, c vmm.Config, o *bootOpti
 		return err
 	}
 	if d != nil && !o.wait {
+		// Who is told of the guest may ask something of it at once.
+		if h.listening != nil {
+			<-h.listening
+		}
 		if err := d.up(); err != nil {
 			h.vm.Kill(err)
 		}

@@ -20,7 +20,7 @@ import (
 )
 
 // drainTimeout bounds how long the end of a guest waits for those who read its
-// console.
+// console and its events.
 const drainTimeout = time.Second
 
 // host is what this process has around its guest, for others: the end of its console,
@@ -29,15 +29,19 @@ type host struct {
 	// vm is set before the guest starts.
 	vm      *vmm.VM
 	console *ring.Ring
-	events  atomic.Pointer[events.Bus]
 	// i is nil until serve.
 	i *instance
 
 	watching sync.WaitGroup
 	// served gets what has become of the service; nil without one.
 	served chan error
+	// listening is closed when the socket is there, or cannot be; nil without one.
+	listening chan struct{}
 
 	mu sync.Mutex
+	// events is nil until serve; early are those of before.
+	events *events.Bus
+	early  []events.Event
 	// listener is nil until the socket is there, server until somebody has
 	// connected.
 	listener net.Listener
@@ -74,12 +78,10 @@ func (t *tee) Write(p []byte) (int, error) {
 
 // event is vmm.Options.Event.
 func (h *host) event(e vmm.Event) {
-	if e.Kind == vmm.EventTrouble {
+	if e.Kind == vmm.EventTrouble || e.Kind == vmm.EventDeviceReset {
 		fmt.Fprintf(os.Stderr, "godwit: %v\r\n", e.Err)
 	}
-	if b := h.events.Load(); b != nil {
-		b.Publish(publicEvent(e))
-	}
+	h.publish(publicEvent(e))
 	h.mu.Lock()
 	server := h.server
 	h.mu.Unlock()
@@ -88,9 +90,21 @@ func (h *host) event(e vmm.Event) {
 	}
 }
 
+// publish tells others of an event, as soon as they can ask for events.
+func (h *host) publish(e events.Event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.events == nil {
+		e.Time = time.Now().UTC()
+		h.early = append(h.early, e)
+		return
+	}
+	h.events.Publish(e)
+}
+
 // publicEvent is an event as others see it.
 func publicEvent(e vmm.Event) events.Event {
-	p := events.Event{Type: events.Type(e.Kind), Message: e.Path}
+	p := events.Event{Type: events.Type(e.Kind), Message: e.Path, Device: e.Device}
 	switch {
 	case e.Err != nil:
 		p.Message = e.Err.Error()
@@ -113,12 +127,30 @@ func (h *host) serve(i *instance) {
 // serveOn is serve with a socket that listen makes.
 func (h *host) serveOn(i *instance, listen func() (net.Listener, error)) {
 	h.i = i
-	h.events.Store(events.New(i.name))
+	i.answers = func() { h.publish(events.Event{Type: events.Up}) }
+	h.publishEarly(events.New(i.name))
 	if listen == nil {
 		return
 	}
-	h.served = make(chan error, 1)
-	go func() { h.served <- h.listen(listen) }()
+	h.served, h.listening = make(chan error, 1), make(chan struct{})
+	go func() {
+		opened := sync.OnceFunc(func() { close(h.listening) })
+		defer opened()
+		h.served <- h.listen(func() (net.Listener, error) {
+			defer opened()
+			return listen()
+		})
+	}()
+}
+
+// publishEarly begins to publish events, with those that there were already.
+func (h *host) publishEarly(b *events.Bus) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, e := range h.early {
+		b.Publish(e)
+	}
+	h.events, h.early = b, nil
 }
 
 // listen makes the server when somebody connects: a guest that nobody controls does
@@ -155,7 +187,7 @@ func (h *host) api() (*api.Server, bool) {
 		h.server = api.New(h.vm, api.Options{
 			Version: version.String(),
 			Console: &ring.Handler{Ring: h.console, Send: h.vm.Input},
-			Events:  h.events.Load(),
+			Events:  h.events,
 			Metrics: f, MetricsFile: f.writeTo, FlushMetrics: f.flush,
 		})
 	})
@@ -193,13 +225,17 @@ func (h *host) close() error {
 	h.vm.Kill(nil)
 	<-h.vm.Done()
 	h.watching.Wait()
-	if b := h.events.Load(); b != nil {
-		_ = b.Close()
-	}
 	_ = h.console.Close()
 	drain, stop := context.WithTimeout(context.Background(), drainTimeout)
 	defer stop()
 	// Who does not read misses the end.
+	h.mu.Lock()
+	bus := h.events
+	h.mu.Unlock()
+	if bus != nil {
+		_ = bus.Close()
+		_ = bus.Drain(drain)
+	}
 	_ = h.console.Drain(drain)
 	if h.served == nil {
 		return nil

@@ -77,7 +77,10 @@ func cp(ctx context.Context, src, dst string, o agent.CopyOptions, quiet bool) e
 	if err == nil && copied.Skipped > 0 {
 		fmt.Fprintf(os.Stderr, "godwit: %d devices, pipes and sockets were left out\n", copied.Skipped)
 	}
-	return err
+	if err != nil {
+		return lost(from+to, "the copy", err)
+	}
+	return nil
 }
 
 // guestPath takes NAME:PATH apart. For a path of this machine ok is false and

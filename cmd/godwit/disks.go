@@ -11,7 +11,7 @@ import (
 )
 
 // diskHelp is what --disk and --root take.
-const diskHelp = "`PATH[,ro][,direct][,serial=S][,queues=N][,bandwidth=SIZE][,iops=N]`"
+const diskHelp = "`PATH[,ro][,direct][,overlay=FILE][,ephemeral][,serial=S][,queues=N][,bandwidth=SIZE][,iops=N]`"
 
 // diskFlag is a flag that may be given several times; each value adds a disk. It
 // is a pflag.Value.
@@ -54,6 +54,10 @@ func setDiskOption(d *blk.Config, name, value string, hasValue bool) (err error)
 		d.ReadOnly = true
 	case name == "direct" && !hasValue:
 		d.Direct = true
+	case name == "overlay" && hasValue:
+		d.Overlay = value
+	case name == "ephemeral" && (!hasValue || value != ""):
+		d.Scratch = blk.NewScratch(value)
 	case name == "serial" && hasValue:
 		d.Serial = value
 	case name == "queues" && hasValue:
@@ -74,7 +78,7 @@ func setDiskOption(d *blk.Config, name, value string, hasValue bool) (err error)
 		}
 		d.Limit.Operations = limit.Rate{PerSecond: n}
 	default:
-		return fmt.Errorf("unknown disk option %q: want ro, direct, serial=S, queues=N, bandwidth=SIZE or iops=N", name)
+		return fmt.Errorf("unknown disk option %q: want ro, direct, overlay=FILE, ephemeral[=FOLDER], serial=S, queues=N, bandwidth=SIZE or iops=N", name)
 	}
 	return nil
 }

@@ -7,8 +7,10 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"time"
 
 	"github.com/godwit-vmm/godwit/guest/agent"
+	"github.com/godwit-vmm/godwit/internal/rundir"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
@@ -90,13 +92,40 @@ func execCommand(ctx context.Context, o *execOptions, name string, args []string
 	defer close(done)
 	go forwardAll(signals, p, client, done)
 	exit, err := p.Wait()
-	if errors.Is(err, agent.ErrClosed) {
-		return fmt.Errorf("the connection to guest %s is gone, and with it the command: %w", name, err)
-	}
 	if err != nil {
-		return err
+		return lost(name, "the command", err)
 	}
 	return status(exit)
+}
+
+// endInterval and endPatience are how often, and for how long, to look whether a
+// guest runs whose connection is gone: its processes end one after the other.
+const (
+	endInterval = 20 * time.Millisecond
+	endPatience = time.Second
+)
+
+// lost says what an error of the agent means for what was done in a guest.
+func lost(name, what string, err error) error {
+	var ending *agent.EndingError
+	switch {
+	case errors.As(err, &ending):
+		return fmt.Errorf("guest %s %v, which ended %s", name, ending.How, what)
+	case !errors.Is(err, agent.ErrClosed):
+		return err
+	case err == agent.ErrClosed: // by this end
+		return fmt.Errorf("the connection to guest %s is gone, and with it %s", name, what)
+	}
+	for late := time.Now().Add(endPatience); time.Now().Before(late); time.Sleep(endInterval) {
+		vm, openErr := rundir.Open(name)
+		if errors.Is(openErr, rundir.ErrNotRunning) {
+			return fmt.Errorf("guest %s has ended, and with it %s", name, what)
+		}
+		if openErr == nil {
+			_ = vm.Close()
+		}
+	}
+	return fmt.Errorf("the connection to guest %s is gone, and with it %s: %w", name, what, err)
 }
 
 // useTerminal gives the command a terminal, and this process's own to it if there

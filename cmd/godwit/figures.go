@@ -8,7 +8,6 @@ import (
 	"sync"
 
 	"github.com/godwit-vmm/godwit/internal/metrics"
-	"github.com/godwit-vmm/godwit/machine"
 )
 
 // figures are the metrics of a guest and of this process.
@@ -20,28 +19,19 @@ type figures struct {
 	file *metrics.File // nil for none
 }
 
+// newFigures makes them. The caller holds h.mu.
 func newFigures(h *host) *figures {
-	f := &figures{Registry: metrics.New(), h: h}
+	f := &figures{Registry: h.vm.Metrics(), h: h}
+	console, bus := h.console, h.events
 	f.Collect(metrics.Process)
-	f.Collect(f.guest)
-	return f
-}
-
-// guest gives the figures of the guest.
-func (f *figures) guest(s *metrics.Sink) {
-	s.Counter("godwit_console_written_bytes_total", "Bytes that the guest has written to its console.", float64(f.h.console.Written()))
-	// A guest that does not run has none of the following.
-	_ = f.h.vm.Use(func(m *machine.Machine) error {
-		s.Gauge("godwit_memory_size_bytes", "Size of the guest's memory.", float64(m.Memory().Size()))
-		s.Counter("godwit_bus_stray_total", "Accesses of the guest to ports and addresses without a device.", float64(m.Stray()))
-		if b := m.Balloon(); b != nil {
-			stats := b.Stats()
-			s.Gauge("godwit_balloon_target_bytes", "Memory that the guest is asked to give up.", float64(stats.TargetMiB<<20))
-			s.Gauge("godwit_balloon_actual_bytes", "Memory that the guest has given up.", float64(stats.ActualMiB<<20))
-			s.Counter("godwit_balloon_reported_bytes_total", "Memory that the guest has reported as free.", float64(stats.Reported))
-		}
-		return nil
+	f.Collect(func(s *metrics.Sink) {
+		s.Counter("godwit_console_written_bytes_total", "Bytes that the guest has written to its console.", float64(console.Written()))
+		e := bus.Stats()
+		s.Counter("godwit_events_published_total", "Events that were published.", float64(e.Published))
+		s.Counter("godwit_events_dropped_total", "Events that clients have missed, because they were too slow or came too late.", float64(e.Dropped))
+		s.Gauge("godwit_events_clients", "Clients that listen to the events.", float64(e.Subscribers))
 	})
+	return f
 }
 
 // writeTo writes the figures to a file from time to time, and when the guest ends.

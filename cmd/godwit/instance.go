@@ -52,6 +52,9 @@ type instance struct {
 	vsock string
 	// bell is where the guest says that it is up; nil without the device.
 	bell *net.UnixListener
+	// answers, if set, is called each time that the guest is up and its agent
+	// answers.
+	answers func()
 }
 
 // registration is an instance that is being made while the machine is.
@@ -185,6 +188,9 @@ func (i *instance) awaitUp(ctx context.Context) (_ *agent.Client, bell net.Conn,
 		client, err := dialAgent(ctx, i.vsock)
 		if err == nil {
 			if err = i.setUp(client.Info()); err == nil {
+				if i.answers != nil {
+					i.answers()
+				}
 				return client, bell, nil
 			}
 			return nil, nil, errors.Join(err, client.Close(), bell.Close())

@@ -273,7 +273,8 @@ func TestInstance(t *testing.T) {
 		t.Errorf("a second one that wants this name: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	watched, ups := make(chan error, 1), make(chan struct{}, 10)
+	watched, ups, answers := make(chan error, 1), make(chan struct{}, 10), make(chan struct{}, 10)
+	i.answers = func() { answers <- struct{}{} }
 	go func() { watched <- i.watch(ctx, func() error { ups <- struct{}{}; return nil }) }()
 	vm, err := rundir.Open("inst")
 	if err != nil {
@@ -312,8 +313,8 @@ func TestInstance(t *testing.T) {
 		bell.Close()
 		upIs(false)
 	}
-	if len(ups) != 1 {
-		t.Errorf("told %d times that it is up, want once", len(ups))
+	if len(ups) != 1 || len(answers) != 2 {
+		t.Errorf("told %d times that it is up for the first time, want once, and %d times that it answers, want twice", len(ups), len(answers))
 	}
 	cancel()
 	if err := <-watched; err != nil {

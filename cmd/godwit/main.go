@@ -57,7 +57,7 @@ itself failed or the guest crashed.`,
 	root.AddCommand(
 		newBoot(), newPS(), newExec(), newCp(), newAttach(), newEvents(), newWait(),
 		newPause(), newResume(), newStop(), newKill(), newRm(), newBalloon(),
-		newSnapshot(), newRestore(), newVMM(),
+		newSnapshot(), newRestore(), newClone(), newVMM(),
 		newDoctor(), newGuest(), newBench(), newVersion(),
 	)
 	return root

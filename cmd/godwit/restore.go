@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
+	virtionet "github.com/godwit-vmm/godwit/devices/virtio/net"
 	"github.com/godwit-vmm/godwit/guest/agent"
 	"github.com/godwit-vmm/godwit/internal/vmm"
 	"github.com/godwit-vmm/godwit/migrate/snapshot"
@@ -67,6 +70,9 @@ new seed.`,
 	f := c.Flags()
 	f.StringVar(&o.name, "name", "", "name of the guest (default: that of the saved one, or the first free one with a number)")
 	f.StringArrayVar(&disks, "disk", nil, "have the disk ID (\"godwit snapshot info\" shows them) at another `ID=PATH`; may be repeated")
+	f.StringVar(&o.load.Overlays, "overlay", "", "have what the guest writes to its disks go to new overlays in `FOLDER`, and leave the disks, or their copies in the snapshot, as they are")
+	f.BoolVar(&o.load.Ephemeral, "ephemeral", false, "like --overlay, and forget what was written when the guest ends; with it the folder is optional")
+	f.BoolVar(&o.load.NewMACs, "new-mac", false, "give the network cards new MAC addresses, which come from the guest's name, so that it can run beside the saved one")
 	f.StringArrayVar(&taps, "tap", nil, "connect the network card ID to another tap interface `ID=NAME`; may be repeated")
 	f.StringVar(&o.vsock, "vsock", "", "have the socket of the guest's vsock device at `PATH` (default: in the folder of the running guest)")
 	f.BoolVar(&paused, "paused", false, "leave the guest paused, until \"godwit resume\"")
@@ -107,7 +113,9 @@ func restore(ctx context.Context, o *bootOptions, setClock bool) error {
 	}
 	run := vmm.Options{Name: o.name, NoReboot: o.noReboot, Trace: trace.mark}
 	n := o.naming
-	n.renew = func(ctx context.Context, c *agent.Client) { renew(ctx, c, setClock) }
+	var changed macChanges
+	o.load.MACChanged = changed.add
+	n.renew = func(ctx context.Context, c *agent.Client) { renew(ctx, c, setClock, changed.all()) }
 	r := register(n)
 	err = bootOn(ctx, run, vmm.Config{}, o, r, trace)
 	if i, e := r.wait(); e == nil {
@@ -129,10 +137,34 @@ func savedName(dir string) (string, error) {
 	return "godwit", nil
 }
 
+// macChanges are addresses of network cards that a guest has to be told of.
+type macChanges struct {
+	mu      sync.Mutex
+	changes []macChange
+}
+
+type macChange struct{ old, new net.HardwareAddr }
+
+// add is vmm.LoadRequest.MACChanged.
+func (m *macChanges) add(old, new virtionet.MAC) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.changes = append(m.changes, macChange{old[:], new[:]})
+}
+
+func (m *macChanges) all() []macChange {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.changes
+}
+
 // renew tells a restored guest what has become another one meanwhile. A guest whose
 // agent cannot, goes on without.
-func renew(ctx context.Context, c *agent.Client, setClock bool) {
+func renew(ctx context.Context, c *agent.Client, setClock bool, macs []macChange) {
 	err := c.Reseed(ctx)
+	for _, m := range macs {
+		err = errors.Join(err, c.SetMAC(ctx, m.old, m.new))
+	}
 	if setClock {
 		err = errors.Join(err, c.SetTime(ctx, time.Now()))
 	}

@@ -196,6 +196,8 @@ func (c *Client) handle(f frame) error {
 		}
 		c.end(s, res, err)
 		return err
+	case kindEnding:
+		return c.ended(f)
 	}
 	if s == nil {
 		return nil // late, for a session that has ended

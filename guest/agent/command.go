@@ -158,6 +158,9 @@ func (s *session) failure() error {
 	if s.result.Error != "" {
 		return errors.New(printable(s.result.Error))
 	}
+	if s.result.Ending != 0 {
+		return &EndingError{s.result.Ending}
+	}
 	return nil
 }
 

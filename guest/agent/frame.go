@@ -23,6 +23,7 @@ const (
 	kindPing                     // client: answered by kindPong with the same session number
 	kindPong                     // server
 	kindShutdown                 // client: uint8, power off (0) or reboot (1)
+	kindEnding                   // server: uint8, Ending, when it has nothing more to say; client: the same as an answer
 	kindEnd
 )
 

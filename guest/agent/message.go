@@ -46,6 +46,7 @@ const (
 	opGetTree = "get-tree"
 	opSetTime = "set-time"
 	opReseed  = "reseed"
+	opSetMAC  = "set-mac"
 )
 
 // request opens a session.
@@ -72,6 +73,8 @@ type result struct {
 	Mode   fs.FileMode `json:"mode,omitempty"`
 	Copied Copied      `json:"copied,omitzero"`
 	Error  string      `json:"error,omitempty"`
+	// Ending says that the end of the machine cut the command off.
+	Ending Ending `json:"ending,omitempty"`
 }
 
 // Exit is how a command ended.

@@ -2,22 +2,32 @@ package agent
 
 import (
 	"bytes"
-	"net"
+	"errors"
+	"fmt"
+	stdnet "net"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestRenew is what a host does with a guest that it has restored.
 func TestRenew(t *testing.T) {
-	near, far := net.Pipe()
+	near, far := stdnet.Pipe()
 	var clock time.Time
 	var seeds [][]byte
+	var macs string
 	server := &Server{
 		Version: "test", Reaper: NewReaper(),
 		SetTime: func(to time.Time) error { clock = to; return nil },
 		Reseed:  func(seed []byte) error { seeds = append(seeds, bytes.Clone(seed)); return nil },
+		SetMAC: func(old, address stdnet.HardwareAddr) error {
+			macs = old.String() + " " + address.String()
+			return nil
+		},
 	}
 	done := make(chan struct{})
 	go func() { defer close(done); server.Serve(far) }()
@@ -31,8 +41,15 @@ func TestRenew(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	old, address := stdnet.HardwareAddr{2, 0, 0, 0, 0, 1}, stdnet.HardwareAddr{2, 0, 0, 0, 0, 2}
+	if err := c.SetMAC(testContext(t), old, address); err != nil {
+		t.Fatal(err)
+	}
 	far.Close()
 	<-done
+	if macs != "02:00:00:00:00:01 02:00:00:00:00:02" {
+		t.Errorf("addresses %s", macs)
+	}
 	if !clock.Equal(now) {
 		t.Errorf("the clock was set to %v, want %v", clock, now)
 	}
@@ -48,6 +65,45 @@ func TestRenewRefused(t *testing.T) {
 		t.Error(err)
 	}
 	if err := c.Reseed(testContext(t)); err == nil || !strings.Contains(err.Error(), "does not reseed") {
+		t.Error(err)
+	}
+}
+
+func TestSetMAC(t *testing.T) {
+	nobody := stdnet.HardwareAddr{2, 0xde, 0xad, 0xbe, 0xef, 2}
+	if err := SetMAC(nobody, nobody); err == nil || !strings.Contains(err.Error(), nobody.String()) {
+		t.Error(err)
+	}
+	// A network of this thread's own, which ends with it. Its loopback interface has
+	// the number of that of this machine, which is where interfaceOf looks.
+	text, err := os.ReadFile("/sys/class/net/lo/address")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lo, err := stdnet.ParseMAC(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		failed <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				return err
+			}
+			if err := SetMAC(lo, nobody); err != nil {
+				return err
+			}
+			now, err := stdnet.InterfaceByIndex(1)
+			if err == nil && now.HardwareAddr.String() != nobody.String() {
+				err = fmt.Errorf("the interface has the address %v", now.HardwareAddr)
+			}
+			return err
+		}()
+	}()
+	if err := <-failed; errors.Is(err, unix.EPERM) {
+		t.Skip("a network of its own takes privileges")
+	} else if err != nil {
 		t.Error(err)
 	}
 }

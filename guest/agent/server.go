@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"sync"
 	"syscall"
@@ -27,6 +28,13 @@ type Server struct {
 	SetTime func(time.Time) error
 	// Reseed gives the random number generator a seed; nil if that cannot be.
 	Reseed func(seed []byte) error
+	// SetMAC gives the network interface with the address old another one; nil
+	// if that cannot be.
+	SetMAC func(old, address net.HardwareAddr) error
+
+	mu          sync.Mutex
+	connections map[*connection]struct{}
+	ending      Ending
 }
 
 // connection is one client of a server.
@@ -34,14 +42,20 @@ type connection struct {
 	*Server
 	*conn
 	work sync.WaitGroup // everything that was started for this client
+	gone chan struct{}  // closed at the end of the connection
+	told chan struct{}  // closed when the client knows that the machine ends
+	tell sync.Once      // closes told
 
 	mu       sync.Mutex
 	sessions map[uint16]*serverSession
+	commands map[*serverSession]struct{} // until the client was sent their end
 }
 
 // serverSession is the server's end of a session.
 type serverSession struct {
 	*channel
+	reported chan struct{} // closed when the client was sent the session's end
+
 	mu        sync.Mutex
 	abandoned bool
 	child     *Child
@@ -83,7 +97,15 @@ func (s *Server) serve(rw io.ReadWriteCloser) error {
 // serveClient serves one client until the line breaks, which closes it, or
 // another client says hello, which is a *preambleError.
 func (s *Server) serveClient(rw io.ReadWriteCloser, r io.Reader, buf []byte, client nonce) error {
-	c := &connection{Server: s, conn: &conn{rw: rw}, sessions: make(map[uint16]*serverSession)}
+	c := &connection{
+		Server:   s,
+		conn:     &conn{rw: rw},
+		gone:     make(chan struct{}),
+		told:     make(chan struct{}),
+		sessions: make(map[uint16]*serverSession),
+		commands: make(map[*serverSession]struct{}),
+	}
+	s.enter(c)
 	defer c.end()
 	pings := make(chan uint16, 16)
 	defer close(pings)
@@ -150,6 +172,9 @@ func (c *connection) handle(f frame, pings chan<- uint16) error {
 		// Not in the work of this connection, which Serve waits for.
 		go c.Shutdown(reboot)
 		return nil
+	case kindEnding:
+		c.tell.Do(func() { close(c.told) })
+		return nil
 	}
 	c.mu.Lock()
 	s := c.sessions[f.session]
@@ -179,13 +204,16 @@ func (c *connection) open(f frame) error {
 	if err := json.Unmarshal(f.payload, &req); err != nil {
 		return fmt.Errorf("%w: open: %w", ErrCorrupt, err)
 	}
-	s := &serverSession{channel: newChannel(c.conn, f.session, stdin)}
+	s := &serverSession{channel: newChannel(c.conn, f.session, stdin), reported: make(chan struct{})}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sessions[f.session] != nil || len(c.sessions) >= maxSessions {
 		return fmt.Errorf("%w: session %d opened on top of %d", ErrCorrupt, f.session, len(c.sessions))
 	}
 	c.sessions[f.session] = s
+	if req.Op == opExec {
+		c.commands[s] = struct{}{}
+	}
 	c.work.Go(func() {
 		res := c.run(s, req)
 		// Gone from the table before the client knows: it may use the
@@ -195,6 +223,10 @@ func (c *connection) open(f frame) error {
 		c.mu.Unlock()
 		s.close()
 		c.sendJSON(kindExit, s.id, res)
+		close(s.reported)
+		c.mu.Lock()
+		delete(c.commands, s)
+		c.mu.Unlock()
 	})
 	return nil
 }
@@ -204,7 +236,9 @@ func (c *connection) run(s *serverSession, req request) result {
 	var res result
 	switch req.Op {
 	case opExec:
-		res.Exit, err = c.exec(s, req)
+		if res.Exit, err = c.exec(s, req); res.Signal != 0 {
+			res.Ending = c.endsBy()
+		}
 	case opPut:
 		err = s.put(req)
 	case opGet:
@@ -215,6 +249,8 @@ func (c *connection) run(s *serverSession, req request) result {
 		res.Copied, err = s.getTree(req)
 	case opSetTime:
 		err = c.setTime(time.Unix(0, req.Time))
+	case opSetMAC:
+		err = c.setMAC(req.Args)
 	case opReseed:
 		err = c.reseed(req.Seed)
 	default:
@@ -235,6 +271,7 @@ func (c *connection) setTime(t time.Time) error {
 
 // end kills what runs for the client and waits for it.
 func (c *connection) end() {
+	c.leave(c)
 	c.mu.Lock()
 	for _, s := range c.sessions {
 		s.abandon()

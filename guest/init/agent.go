@@ -27,6 +27,7 @@ func newAgent(children *agent.Reaper) *agent.Server {
 		},
 		SetTime: agent.SetClock,
 		Reseed:  agent.Reseed,
+		SetMAC:  agent.SetMAC,
 	}
 }
 

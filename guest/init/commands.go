@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -37,12 +38,22 @@ func command(name string, args []string) int {
 	return 0
 }
 
-// powerCommand ends the machine, with -f without asking init.
+// powerCommand ends the machine, with -f without asking init. On a terminal it
+// ends with the machine, so that no shell prompts before that.
 func powerCommand(how int, args []string) error {
 	if slices.Contains(args, "-f") {
 		return endNow(how)
 	}
-	return power(how)
+	// That the machine takes this process along is no failure of it.
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, unix.SIGTERM, unix.SIGHUP)
+	if err := ask(how); err != nil {
+		return err
+	}
+	if _, err := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS); err == nil {
+		<-ended
+	}
+	return nil
 }
 
 // nproc prints how many CPUs this process may run on.

@@ -65,7 +65,9 @@ func main() {
 // start brings the system up and returns when it is to be powered off.
 func start() {
 	kernelEnv := os.Environ()
-	watchSignals()
+	children := agent.NewReaper()
+	server := newAgent(children)
+	watchSignals(server)
 	complain(mountAll())
 	line, err := os.ReadFile("/proc/cmdline")
 	complain(err)
@@ -93,8 +95,6 @@ func start() {
 	}
 	go func() { complain(watchPowerButton()) }()
 
-	children := agent.NewReaper()
-	server := newAgent(children)
 	overVsock := serveVsock(server)
 	if o.agent != "" {
 		complain(serveAgent(server, o.agent, overVsock))

@@ -8,8 +8,11 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/godwit-vmm/godwit/guest/agent"
 )
 
 // The ways to end, as reboot(2) takes them.
@@ -27,11 +30,26 @@ var signals = map[int]syscall.Signal{
 	halt:     syscall.SIGUSR1,
 }
 
-// power asks the first process, which may be this one, to end the machine, and
-// does not return. It returns if there is nobody to ask.
-func power(how int) error {
+// endings are the ways as the agent tells them.
+var endings = map[int]agent.Ending{
+	poweroff: agent.Poweroff,
+	reboot:   agent.Reboot,
+	halt:     agent.Halt,
+}
+
+// ask asks the first process to end the machine.
+func ask(how int) error {
 	if err := syscall.Kill(1, signals[how]); err != nil {
 		return fmt.Errorf("ask init to end: %w", err)
+	}
+	return nil
+}
+
+// power asks the first process, which is this one, to end the machine, and does
+// not return. It returns if that cannot be asked for.
+func power(how int) error {
+	if err := ask(how); err != nil {
+		return err
 	}
 	for {
 		// With its signals handled by the runtime, it sleeps until its end.
@@ -41,7 +59,7 @@ func power(how int) error {
 
 // watchSignals ends the machine when somebody asks for it. The first who does is
 // the one who says how.
-func watchSignals() {
+func watchSignals(server *agent.Server) {
 	asked := make(chan os.Signal, 1)
 	for _, s := range signals {
 		signal.Notify(asked, s)
@@ -50,16 +68,23 @@ func watchSignals() {
 		s := <-asked
 		for how, want := range signals {
 			if s == want {
-				complain(end(how))
+				complain(end(server, how))
 			}
 		}
 	}()
 }
 
+// agentPatience is how long the machine's end waits for commands that the agent
+// runs to end by themselves, as the one that asked for it does, and how long for
+// clients to learn how their commands ended.
+const agentPatience = time.Second
+
 // end ends all processes, brings the disks to rest and what was printed to the
 // console, and ends the machine. It returns only on failure.
-func end(how int) error {
+func end(server *agent.Server, how int) error {
+	server.BeginEnd(endings[how], agentPatience)
 	complain(endProcesses())
+	server.FinishEnd(agentPatience)
 	complain(settleDisks())
 	drainConsole()
 	return endNow(how)

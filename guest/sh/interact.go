@@ -35,12 +35,22 @@ var errInterrupted = errors.New("interrupted")
 
 func newEditor(complete func(line string, pos int, key rune) (string, int, bool)) *editor {
 	e := &editor{}
+	e.reset()
+	e.terminal.AutoCompleteCallback = complete
+	return e
+}
+
+// reset forgets what is typed but not read yet. The terminal package keeps a ^D
+// for ever, so that after one there is nothing but the end of file.
+func (e *editor) reset() {
+	last := e.terminal
 	e.terminal = term.NewTerminal(struct {
 		io.Reader
 		io.Writer
 	}{e, os.Stdout}, "")
-	e.terminal.AutoCompleteCallback = complete
-	return e
+	if last != nil {
+		e.terminal.AutoCompleteCallback, e.terminal.History = last.AutoCompleteCallback, last.History
+	}
 }
 
 // Read reads what is typed. The terminal package takes ^C for the end of file;
@@ -117,22 +127,38 @@ func interact() (int, error) {
 	}
 }
 
-// readProgram reads lines until they are a complete program.
+// readProgram reads lines until they are a complete program. The end of file
+// within a program ends that only.
 func (e *editor) readProgram(runner *interp.Runner) (*syntax.File, error) {
 	var text strings.Builder
+	var missing error // what the program so far lacks
 	prompt := fmt.Sprintf("%s:%s# ", hostname(), runner.Dir)
 	for {
 		line, err := e.readLine(prompt)
+		if errors.Is(err, io.EOF) && missing != nil {
+			e.reset()
+			fmt.Println()
+			return nil, missing
+		}
 		if err != nil {
 			return nil, err
 		}
 		text.WriteString(line + "\n")
-		program, err := syntax.NewParser().Parse(strings.NewReader(text.String()), "sh")
-		if !syntax.IsIncomplete(err) {
+		program, err := parse(strings.NewReader(text.String()), "sh")
+		if !isIncomplete(err) {
 			return program, err
 		}
-		prompt = "> "
+		missing, prompt = err, "> "
 	}
+}
+
+// isIncomplete tells whether more lines can make a program of one that did not
+// parse. The parser does not count a here-document as such whose delimiter is
+// quoted.
+func isIncomplete(err error) bool {
+	var parse syntax.ParseError
+	unclosed := errors.As(err, &parse) && strings.HasPrefix(parse.Text, "unclosed here-document")
+	return unclosed || syntax.IsIncomplete(err)
 }
 
 func hostname() string {
@@ -161,7 +187,7 @@ func runInterruptibly(runner *interp.Runner, program *syntax.File, interrupts <-
 	// Statement by statement: after a whole program the runner takes the
 	// shell to have ended.
 	for _, statement := range program.Stmts {
-		status, err = statusOf(runner.Run(ctx, statement))
+		status, err = runNode(ctx, runner, statement)
 		switch {
 		case ctx.Err() != nil:
 			return 130, nil

@@ -56,11 +56,40 @@ func interpret(script io.Reader, name string, args []string) (int, error) {
 	if err != nil {
 		return 2, err
 	}
-	program, err := syntax.NewParser().Parse(script, name)
+	program, err := parse(script, name)
 	if err != nil {
 		return 2, err
 	}
-	return statusOf(runner.Run(context.Background(), program))
+	return runNode(context.Background(), runner, program)
+}
+
+// parse reads a program.
+func parse(script io.Reader, name string) (*syntax.File, error) {
+	program, err := syntax.NewParser().Parse(script, name)
+	if err != nil {
+		return nil, err
+	}
+	// The interpreter panics at a here-document without lines, for which the
+	// parser leaves no word.
+	syntax.Walk(program, func(n syntax.Node) bool {
+		r, ok := n.(*syntax.Redirect)
+		if ok && (r.Op == syntax.Hdoc || r.Op == syntax.DashHdoc) && r.Hdoc == nil {
+			r.Hdoc = &syntax.Word{Parts: []syntax.WordPart{&syntax.Lit{}}}
+		}
+		return true
+	})
+	return program, nil
+}
+
+// runNode runs a part of a program and gives its exit status. What the
+// interpreter cannot do it says by a panic, which ends that part only.
+func runNode(ctx context.Context, runner *interp.Runner, n syntax.Node) (status int, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			status, err = 2, fmt.Errorf("the interpreter cannot do this: %v", p)
+		}
+	}()
+	return statusOf(runner.Run(ctx, n))
 }
 
 func newRunner(args []string) (*interp.Runner, error) {

@@ -21,6 +21,8 @@ func TestRunStatus(t *testing.T) {
 		{[]string{"-c", "exit $2", "sh", "1", "9"}, 9, false},
 		{[]string{"-c", "nosuchcommand 2>/dev/null"}, 127, false},
 		{[]string{"-c", "if"}, 2, true},
+		{[]string{"-c", "cat <<X && exit 4\nX\n"}, 4, false},
+		{[]string{"-c", "cat <<X"}, 2, true},
 		{[]string{"-c"}, 2, true},
 		{[]string{script, "a"}, 5, false},
 		{[]string{"/nonexistent"}, 127, true},

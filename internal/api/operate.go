@@ -23,12 +23,14 @@ func (s *Server) putAction(r *request) (any, error) {
 	case "InstanceStart":
 		return nil, s.start()
 	case "SendCtrlAltDel":
-		return nil, s.vm.Use(func(m *machine.Machine) error {
-			m.PowerButton()
-			return nil
-		})
+		// In Use, which waits while the guest reboots.
+		return nil, s.vm.Use(func(*machine.Machine) error { return s.vm.PowerButton() })
 	case "FlushMetrics":
-		return nil, s.vm.Use(func(*machine.Machine) error { return s.flushMetrics() })
+		// Not in Use: the metrics use the machine themselves.
+		if err := s.vm.Use(func(*machine.Machine) error { return nil }); err != nil {
+			return nil, err
+		}
+		return nil, s.flushMetrics()
 	}
 	return nil, fmt.Errorf("action_type %q: want InstanceStart, SendCtrlAltDel or FlushMetrics", a.Type)
 }

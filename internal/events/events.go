@@ -31,7 +31,8 @@ const (
 	Rebooted Type = "rebooted"
 	// Panicked: the guest's kernel said so.
 	Panicked Type = "panicked"
-	// DeviceReset: the driver, or an error of it, has reset a device.
+	// DeviceReset: a virtio device does nothing any more until its driver resets
+	// it, for the driver broke the rules or the host failed.
 	DeviceReset Type = "device-reset"
 	// Trouble that the guest, or the host, makes for a device.
 	Trouble Type = "trouble"
@@ -80,6 +81,7 @@ type Bus struct {
 	// kept is a circle: event number n is at n % Keep.
 	kept        [Keep]Event
 	last        uint64 // number of the last event
+	dropped     uint64 // that of Stats
 	closed      bool
 	subscribers map[*Subscription]struct{}
 	idle        chan struct{} // closed when the last subscriber goes; nil if nobody waits
@@ -155,6 +157,22 @@ func (b *Bus) Drain(ctx context.Context) error {
 	}
 }
 
+// Stats are the figures of a Bus.
+type Stats struct {
+	// Published events, and those that subscribers have missed, each for each of
+	// them.
+	Published, Dropped uint64
+	// Subscribers are those of now.
+	Subscribers int
+}
+
+// Stats returns the figures of now.
+func (b *Bus) Stats() Stats {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return Stats{Published: b.last, Dropped: b.dropped, Subscribers: len(b.subscribers)}
+}
+
 // Subscription gives events one after the other. It is for one goroutine.
 type Subscription struct {
 	b    *Bus
@@ -221,6 +239,7 @@ func (s *Subscription) take() (_ Event, ok bool, _ error) {
 			Seq: oldest - 1, Time: time.Now().UTC(), Type: Dropped, Name: b.name, Count: oldest - s.next,
 		}
 		s.next = oldest
+		b.dropped += dropped.Count
 		return dropped, true, nil
 	case s.next <= b.last:
 		e := b.kept[s.next%Keep]

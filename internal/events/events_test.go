@@ -98,6 +98,9 @@ func TestOverflow(t *testing.T) {
 	all := b.SubscribeAfter(3)
 	defer all.Close()
 	expect(t, all, Event{Seq: 10, Type: Dropped, Name: "web", Count: 7})
+	if got, want := b.Stats(), (Stats{Published: published, Dropped: 17, Subscribers: 2}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
 }
 
 func TestNextEndsWithContext(t *testing.T) {

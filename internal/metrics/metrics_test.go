@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/godwit-vmm/godwit/internal/metrics/metricstest"
 )
 
 func TestText(t *testing.T) {
@@ -56,7 +58,7 @@ godwit_vcpu_exits_total{reason="mmio"} 3
 	if b.String() != want {
 		t.Errorf("got\n%swant\n%s", b.String(), want)
 	}
-	if _, err := parse(b.String()); err != nil {
+	if _, err := metricstest.Parse(b.String()); err != nil {
 		t.Error(err)
 	}
 }
@@ -73,16 +75,16 @@ func TestEscapes(t *testing.T) {
 	if err := r.WriteText(&b); err != nil {
 		t.Fatal(err)
 	}
-	families, err := parse(b.String())
+	families, err := metricstest.Parse(b.String())
 	if err != nil {
 		t.Fatalf("%v in\n%s", err, b.String())
 	}
 	for i, text := range texts {
-		key := fmt.Sprintf("%s%q", "g", []string{"text", text, "more", texts[len(texts)-1-i]})
-		if got, ok := families["g"].values[key]; !ok || got != float64(i) {
+		key := metricstest.Key("g", "text", text, "more", texts[len(texts)-1-i])
+		if got, ok := families["g"].Values[key]; !ok || got != float64(i) {
 			t.Errorf("%s is %v, %v, want %d", key, got, ok, i)
 		}
-		if f := families[fmt.Sprintf("h%d", i)]; f == nil || f.help != text {
+		if f := families[fmt.Sprintf("h%d", i)]; f == nil || f.Help != text {
 			t.Errorf("help %q: %+v", text, f)
 		}
 	}
@@ -100,13 +102,13 @@ func FuzzText(f *testing.F) {
 		if err := r.WriteText(&b); err != nil {
 			t.Fatal(err)
 		}
-		families, err := parse(b.String())
+		families, err := metricstest.Parse(b.String())
 		if err != nil {
 			t.Fatalf("%v in\n%s", err, b.String())
 		}
 		value, help = strings.ToValidUTF8(value, "\ufffd"), strings.ToValidUTF8(help, "\ufffd")
-		got := families["g"].values[fmt.Sprintf("g%q", []string{"l", value})]
-		if families["g"].help != help || got != v && !(math.IsNaN(got) && math.IsNaN(v)) {
+		got := families["g"].Values[metricstest.Key("g", "l", value)]
+		if families["g"].Help != help || got != v && !(math.IsNaN(got) && math.IsNaN(v)) {
 			t.Errorf("read back %+v", families["g"])
 		}
 	})
@@ -158,14 +160,14 @@ func TestServe(t *testing.T) {
 	r.Collect(Process)
 	answer := httptest.NewRecorder()
 	r.ServeHTTP(answer, nil)
-	families, err := parse(answer.Body.String())
+	families, err := metricstest.Parse(answer.Body.String())
 	if err != nil || answer.Code != 200 || answer.Header().Get("Content-Type") != ContentType {
 		t.Fatalf("status %d, %v, %v", answer.Code, answer.Header(), err)
 	}
-	if got := families["process_resident_memory_bytes"].values["process_resident_memory_bytes[]"]; got < 1<<20 || got > 1<<40 {
+	if got := families["process_resident_memory_bytes"].Values["process_resident_memory_bytes[]"]; got < 1<<20 || got > 1<<40 {
 		t.Errorf("resident memory %v", got)
 	}
-	if families["process_cpu_seconds_total"].kind != "counter" {
+	if families["process_cpu_seconds_total"].Kind != "counter" {
 		t.Errorf("got %+v", families["process_cpu_seconds_total"])
 	}
 }

@@ -67,23 +67,13 @@ func (v *VM) resume() error {
 	})
 }
 
-// halted calls f while the guest stands still, and lets it run on after that if it did.
-// The caller holds op and use.
-func (v *VM) halted(s *session, f func() error) error {
-	if v.Phase() == Paused {
-		return f()
-	}
-	<-s.entered
-	s.m.Pause()
-	defer s.m.Resume()
-	return f()
-}
-
 // PowerButton presses the power button: a guest that listens shuts down. It does
 // not wait, not even for a reboot that is under way.
 func (v *VM) PowerButton() error {
 	switch m := v.Machine(); {
 	case m != nil:
+		// First, for the guest may end at once.
+		v.tell(Event{Kind: EventPowerButton})
 		m.PowerButton()
 		return nil
 	case v.Phase() == NotStarted:

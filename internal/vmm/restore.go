@@ -10,9 +10,11 @@ import (
 
 	"github.com/godwit-vmm/godwit/devices/virtio/console"
 	"github.com/godwit-vmm/godwit/internal/durable"
+	"github.com/godwit-vmm/godwit/internal/netflag"
 	"github.com/godwit-vmm/godwit/machine"
 	"github.com/godwit-vmm/godwit/memory"
 	"github.com/godwit-vmm/godwit/migrate/snapshot"
+	"golang.org/x/sys/unix"
 )
 
 // savedConfig is the section sectionConfig.
@@ -46,8 +48,17 @@ func (v *VM) restore(r LoadRequest) (*machine.Machine, error) {
 		}
 	}
 	c := saved.Config
+	if size := newest.Manifest().Memory.Size; c.Memory != size {
+		return nil, fmt.Errorf("snapshot %s: its guest has %d bytes of memory, and %d are saved", r.Path, c.Memory, size)
+	}
+	if err := trust(&c, r); err != nil {
+		return nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
+	}
 	if err := v.relocate(&c, newest, r); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
+	}
+	if err := v.settleMACs(&c, &state, r); err != nil {
+		return nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
 	}
 	switch {
 	case !saved.HVC:
@@ -55,7 +66,8 @@ func (v *VM) restore(r LoadRequest) (*machine.Machine, error) {
 	case v.o.HVC == nil:
 		v.o.HVC = &console.Config{}
 	}
-	v.set(func() { v.config, v.configured = c, true })
+	before := v.Config()
+	v.set(func() { v.config = c })
 	m := v.machineConfig()
 	m.Saved = &machine.Saved{State: &state}
 	for _, e := range chain.Extents() {
@@ -63,9 +75,34 @@ func (v *VM) restore(r LoadRequest) (*machine.Machine, error) {
 	}
 	built, err := machine.New(v.o.System, m)
 	if err != nil {
+		v.set(func() { v.config = before })
 		return nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
 	}
 	return built, nil
+}
+
+// trust refuses to let a snapshot that another user has made say which files and
+// network interfaces of this host its guest gets.
+func trust(c *Config, r LoadRequest) error {
+	var st unix.Stat_t
+	if err := unix.Stat(r.Path, &st); err != nil {
+		return err
+	}
+	if int(st.Uid) == os.Geteuid() {
+		return nil
+	}
+	for i, d := range c.Drives {
+		// With an overlay there are two files to choose.
+		if id := driveID(i, d); r.Disks[id] == "" || d.Overlay != "" {
+			return fmt.Errorf("it is of another user (%d), who cannot choose what disk %s is: say so with --disk %s=PATH", st.Uid, id, id)
+		}
+	}
+	for _, n := range c.Nets {
+		if _, ok := r.Taps[n.ID]; n.Kind == netflag.Tap && !ok {
+			return fmt.Errorf("it is of another user (%d), who cannot choose what network card %s is connected to: say so with --tap %s=NAME", st.Uid, n.ID, n.ID)
+		}
+	}
+	return nil
 }
 
 // relocate changes what the saved guest had of its host to what it is to have here.
@@ -77,7 +114,7 @@ func (v *VM) relocate(c *Config, s *snapshot.Snapshot, r LoadRequest) error {
 	}
 	for i := range c.Nets {
 		if tap, ok := r.Taps[c.Nets[i].ID]; ok {
-			c.Nets[i].Tap.Name = tap
+			c.Nets[i].Tap.Name, c.Nets[i].Tap.Bridge = tap, ""
 		}
 	}
 	known := make(map[string]bool)
@@ -89,7 +126,11 @@ func (v *VM) relocate(c *Config, s *snapshot.Snapshot, r LoadRequest) error {
 			if saved.ID != id {
 				continue
 			}
-			if err := v.findDisk(d, saved, s.Dir(), r.Disks[id]); err != nil {
+			err := v.findDisk(d, saved, s.Dir(), r.Disks[id], r.Ephemeral || r.Overlays != "")
+			if err == nil {
+				err = v.overlay(d, id, r)
+			}
+			if err != nil {
 				return fmt.Errorf("disk %s: %w", id, err)
 			}
 		}
@@ -103,11 +144,15 @@ func (v *VM) relocate(c *Config, s *snapshot.Snapshot, r LoadRequest) error {
 }
 
 // findDisk decides what file a disk is: the one that the user gives, which is made
-// from the copy in the snapshot if it is not there; else the one that it was, if that
-// is as the snapshot has left it.
-func (v *VM) findDisk(d *Drive, saved snapshot.Disk, dir, path string) error {
+// from the copy in the snapshot if it is not there; else that copy, if it will only be
+// read; else the one that it was, if that is as the snapshot has left it.
+func (v *VM) findDisk(d *Drive, saved snapshot.Disk, dir, path string, overlaid bool) error {
+	file := &d.Path
+	if saved.Format == formatOverlay {
+		file = &d.Overlay
+	}
 	if path != "" {
-		d.Path = path
+		*file = path
 		_, err := os.Stat(path)
 		if saved.File != "" && errors.Is(err, fs.ErrNotExist) {
 			return durable.Replace(path, 0o600, func(to *os.File) error {
@@ -116,8 +161,15 @@ func (v *VM) findDisk(d *Drive, saved snapshot.Disk, dir, path string) error {
 		}
 		return err
 	}
+	if overlaid && saved.Format == formatOverlay {
+		return errors.New("it has an overlay already, and an overlay of that cannot be: give another with --disk")
+	}
+	if saved.File != "" && overlaid {
+		d.Path = filepath.Join(dir, saved.File)
+		return nil
+	}
 	if saved.File != "" {
-		return fmt.Errorf("a copy of it is in the snapshot: say where the guest's own is to be, with --disk %s=PATH", saved.ID)
+		return fmt.Errorf("a copy of it is in the snapshot: say where the guest's own is to be, with --disk %s=PATH, or give --overlay FOLDER", saved.ID)
 	}
 	identity, _, err := identify(saved.Path)
 	if err != nil {
@@ -127,6 +179,6 @@ func (v *VM) findDisk(d *Drive, saved snapshot.Disk, dir, path string) error {
 		return fmt.Errorf("%s has changed since the snapshot (%s; it was %s): the guest would destroy its file system: give a copy of that time with --disk %s=PATH",
 			saved.Path, identity, saved.Identity, saved.ID)
 	}
-	d.Path = saved.Path
+	*file = saved.Path
 	return nil
 }

@@ -24,7 +24,8 @@ func (v *VM) Start() error {
 }
 
 // starts calls start while the configuration must not change. The caller holds op.
-func (v *VM) starts(start func() error) error {
+func (v *VM) starts(start func() error) (err error) {
+	defer v.countStart(time.Now(), &err)
 	v.mu.Lock()
 	phase := v.phase
 	v.starting = phase == NotStarted
@@ -37,7 +38,7 @@ func (v *VM) starts(start func() error) error {
 		return ErrStarted
 	}
 	v.known.Store(nil)
-	err := start()
+	err = start()
 	v.set(func() { v.starting = false })
 	return err
 }
@@ -83,6 +84,7 @@ func (v *VM) live(s *session) {
 		// What is typed for a guest that is gone is not waited for.
 		s.end()
 		v.use.Lock()
+		v.keepCounters(s.m)
 		v.set(func() { v.current.Store(nil) })
 		err = errors.Join(err, s.m.Close())
 		s = nil
@@ -148,8 +150,9 @@ func (v *VM) finish(outcome machine.Outcome, err error) {
 		v.tell(Event{Kind: EventPanicked})
 	}
 	v.tell(Event{Kind: EventEnded, Outcome: outcome, Err: err})
-	close(v.done)
+	// Before those who wait for the end ask for its cause.
 	v.kill(nil)
+	close(v.done)
 }
 
 // endUnstarted ends a guest that was killed before it was started.

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
+	"github.com/godwit-vmm/godwit/devices/virtio/net"
 	"github.com/godwit-vmm/godwit/migrate"
 )
 
@@ -52,6 +54,15 @@ type LoadRequest struct {
 	// Disks are paths of disks by their ID in the snapshot, instead of the saved
 	// ones. One that is not there is made from the snapshot's copy.
 	Disks map[string]string
+	// Overlays is a folder in which each disk that the guest may write to gets an
+	// overlay, named after the guest, so that the disk itself stays as it is;
+	// Ephemeral gives it one that is gone with the guest.
+	Overlays  string
+	Ephemeral bool
+	// NewMACs gives the network cards other addresses than the saved ones. The
+	// guest knows only the old ones; MACChanged is told of each.
+	NewMACs    bool
+	MACChanged func(old, new net.MAC)
 	// Vsock is the path of the vsock device's socket, empty for that of
 	// Options.Identify.
 	Vsock string
@@ -93,6 +104,7 @@ func (v *VM) Snapshot(ctx context.Context, r SnapshotRequest) (report migrate.Re
 				return context.Cause(ctx)
 			}
 		}
+		defer v.countSnapshot(time.Now(), r, still, &report, &err)
 		report, err = v.take(ctx, s, r, still)
 		return err
 	})

@@ -225,6 +225,13 @@ func TestSnapshotDisks(t *testing.T) {
 		t.Fatal(err)
 	}
 	fails(LoadRequest{Path: path("plain")}, "the disk has changed")
+	if os.Geteuid() == 0 {
+		const somebody = 12345
+		if err := os.Chown(path("whole"), somebody, somebody); err != nil {
+			t.Fatal(err)
+		}
+		fails(LoadRequest{Path: path("whole"), Overlays: dir}, "another user says what the disk is")
+	}
 	g := restored(t, LoadRequest{Path: path("whole"), Resume: true, Disks: map[string]string{"0": path("mine.img")}})
 	g.sound()
 	mine, err := os.ReadFile(path("mine.img"))

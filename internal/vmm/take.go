@@ -83,6 +83,10 @@ func (v *VM) take(ctx context.Context, s *session, r SnapshotRequest, still bool
 		o.Changed = s.tracked.changed
 		to.Base, to.BaseID = s.tracked.dir, s.tracked.id
 	}
+	disks, err := v.describeDisks()
+	if err != nil {
+		return report, err
+	}
 	w, err := snapshot.Create(r.Path, to)
 	if err != nil {
 		return report, err
@@ -94,7 +98,6 @@ func (v *VM) take(ctx context.Context, s *session, r SnapshotRequest, still bool
 		}
 	}()
 	var state *machine.State
-	disks := v.describeDisks()
 	report, err = migrate.Copy(ctx, src, w, o, func() (err error) {
 		if s.m.Over() {
 			return ErrEnded
@@ -108,7 +111,7 @@ func (v *VM) take(ctx context.Context, s *session, r SnapshotRequest, still bool
 	if err != nil {
 		return report, err
 	}
-	if err := v.commit(w, state, disks); err != nil {
+	if err := v.commit(s.m, w, state, disks); err != nil {
 		if r.Stop && !still {
 			s.m.Resume()
 		}
@@ -118,7 +121,13 @@ func (v *VM) take(ctx context.Context, s *session, r SnapshotRequest, still bool
 }
 
 // commit writes the rest of the snapshot to the disk.
-func (v *VM) commit(w *snapshot.Writer, state *machine.State, disks []snapshot.Disk) error {
+func (v *VM) commit(m *machine.Machine, w *snapshot.Writer, state *machine.State, disks []snapshot.Disk) error {
+	// A snapshot is of no use without the disks that go with it.
+	for _, d := range m.Disks() {
+		if err := d.Sync(); err != nil {
+			return err
+		}
+	}
 	c := v.Config()
 	machineText, err := json.Marshal(state)
 	if err != nil {
@@ -128,14 +137,14 @@ func (v *VM) commit(w *snapshot.Writer, state *machine.State, disks []snapshot.D
 	if err != nil {
 		return err
 	}
-	m := snapshot.Manifest{
+	manifest := snapshot.Manifest{
 		Created: time.Now().UTC(), Godwit: version.Version, Name: v.Name(), CPUs: c.CPUs,
 		CPUFeatures: vcpu.Features(state.CPUs[0].CPUID), Disks: disks,
 	}
 	for i, d := range state.Virtio {
-		m.Devices = append(m.Devices, snapshot.Device{ID: strconv.Itoa(i), Type: d.Name, Section: sectionMachine})
+		manifest.Devices = append(manifest.Devices, snapshot.Device{ID: strconv.Itoa(i), Type: d.Name, Section: sectionMachine})
 	}
-	return w.Commit(m, []snapshot.Section{{Name: sectionConfig, Data: configText}, {Name: sectionMachine, Data: machineText}})
+	return w.Commit(manifest, []snapshot.Section{{Name: sectionConfig, Data: configText}, {Name: sectionMachine, Data: machineText}})
 }
 
 // checkBase checks that the guest's writes are known since the snapshot that a diff is
@@ -186,17 +195,30 @@ func (v *VM) untake(s *session, src *watched, r SnapshotRequest) {
 	_ = s.m.StopDirtyLog()
 }
 
+// The formats of a disk in a manifest.
+const (
+	formatRaw     = "raw"
+	formatOverlay = "overlay" // the base is in the configuration
+)
+
 // describeDisks says what disks the guest has.
-func (v *VM) describeDisks() []snapshot.Disk {
+func (v *VM) describeDisks() ([]snapshot.Disk, error) {
 	var disks []snapshot.Disk
 	for i, d := range v.Config().Drives {
-		path, err := filepath.Abs(d.Path)
-		if err != nil {
-			path = d.Path
+		s := snapshot.Disk{ID: driveID(i, d), Path: d.Path, Format: formatRaw, ReadOnly: d.ReadOnly}
+		if d.Scratch != nil {
+			return nil, fmt.Errorf("what the guest has written to disk %s is gone when the guest is: it cannot be part of a snapshot", s.ID)
 		}
-		disks = append(disks, snapshot.Disk{ID: driveID(i, d), Path: path, Format: "raw", ReadOnly: d.ReadOnly})
+		if d.Overlay != "" {
+			s.Path, s.Format = d.Overlay, formatOverlay
+		}
+		var err error
+		if s.Path, err = filepath.Abs(s.Path); err != nil {
+			return nil, err
+		}
+		disks = append(disks, s)
 	}
-	return disks
+	return disks, nil
 }
 
 // driveID is what a drive is called in snapshots.

@@ -112,7 +112,8 @@ type VM struct {
 	done chan struct{} // closed when the guest has ended
 
 	// known is what Identify has told.
-	known atomic.Pointer[Identity]
+	known   atomic.Pointer[Identity]
+	figures figures
 
 	// op is held by what leads from one phase to another: one at a time.
 	op sync.Mutex

@@ -3,6 +3,7 @@
 //
 //	selfcheck start FOLDER    leaves the checks running; the disk's are in FOLDER
 //	selfcheck status          fails if a check has failed, or does not go on
+//	selfcheck identity        prints what no two guests have in common
 package main
 
 import (
@@ -43,8 +44,10 @@ func run(args []string) error {
 		return check(args[1])
 	case len(args) == 1 && args[0] == "status":
 		return status()
+	case len(args) == 1 && args[0] == "identity":
+		return identity()
 	}
-	return errors.New("want start FOLDER or status")
+	return errors.New("want start FOLDER, status or identity")
 }
 
 // start leaves a process behind that has nothing to do with who started it.

@@ -11,7 +11,8 @@
 // This file says what the device is, image.go and lock.go are about the file
 // behind it, request.go and segments.go are about what drivers ask for,
 // service.go is how a queue is served, transfer.go, pool.go and ring.go how data
-// is moved, and state.go is what is saved.
+// is moved, and state.go is what is saved. The image may be kept as it is, with
+// all writes in another file: overlay.go and those beside it.
 package blk
 
 import (
@@ -68,6 +69,13 @@ type Config struct {
 	Path string
 	// ReadOnly disks may be shared by many machines, others by none.
 	ReadOnly bool
+	// Overlay is a file that gets all writes, while the image at Path is only
+	// read and may be that of many disks; "" is none. It is made if it does not
+	// exist, and otherwise must have been made for the image as it is. The
+	// disk keeps the size that it has.
+	Overlay string
+	// Scratch is an overlay that is gone with the process, instead; nil is none.
+	Scratch *Scratch `json:"-"`
 	// Direct keeps the disk's data out of the page cache of the host.
 	Direct bool
 	// Serial is the serial number, at most MaxSerial bytes of ASCII.
@@ -78,7 +86,7 @@ type Config struct {
 	Limit limit.Config
 	// Warn is told about errors of the host, once for each kind, from any
 	// goroutine. It may be nil.
-	Warn func(error)
+	Warn func(error) `json:"-"`
 
 	// engine is what the tests want for requests that would block, and
 	// noInline makes those of all requests.
@@ -102,6 +110,7 @@ const (
 type Device struct {
 	config  Config
 	image   *image
+	overlay *overlay // nil if there is none
 	limiter *limit.Limiter
 	// services has one for each queue.
 	services []*service
@@ -131,6 +140,10 @@ func New(c Config) (_ *Device, err error) {
 	switch {
 	case c.Queues < 0 || c.Queues > MaxQueues:
 		return nil, fmt.Errorf("disk %s: %d queues, want 1 to %d", c.Path, c.Queues, MaxQueues)
+	case c.ReadOnly && c.overlaid():
+		return nil, fmt.Errorf("disk %s: it is read-only and has an overlay, which would stay empty: leave out one of them", c.Path)
+	case c.Overlay != "" && c.Scratch != nil:
+		return nil, fmt.Errorf("disk %s: it has the overlay %s and one that is not kept: leave out one of them", c.Path, c.Overlay)
 	case len(c.Serial) > MaxSerial || !printable(c.Serial):
 		return nil, fmt.Errorf("disk %s: serial number %q, want at most %d characters of ASCII", c.Path, c.Serial, MaxSerial)
 	}
@@ -139,7 +152,7 @@ func New(c Config) (_ *Device, err error) {
 	if d.limiter, err = limit.New(c.Limit, c.now); err != nil {
 		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
 	}
-	if d.image, err = openImage(c.Path, c.ReadOnly, c.Direct); err != nil {
+	if d.image, err = openImage(c.Path, c.ReadOnly || c.overlaid(), c.Direct); err != nil {
 		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
 	}
 	defer func() {
@@ -151,7 +164,15 @@ func New(c Config) (_ *Device, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
 	}
+	if err := refuseOverlay(d.image); err != nil {
+		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
+	}
 	d.sectors.Store(size / SectorSize)
+	if c.overlaid() {
+		if d.overlay, err = openOverlay(c, d.image, size); err != nil {
+			return nil, fmt.Errorf("disk %s: %w", c.name(), err)
+		}
+	}
 	for range c.Queues {
 		s, err := newService(d)
 		if err != nil {
@@ -171,13 +192,41 @@ func printable(s string) bool {
 	return true
 }
 
-// Close unlocks and closes the image of a stopped device.
+// name is what the disk is called in messages.
+func (c *Config) name() string {
+	switch {
+	case c.Scratch != nil:
+		return c.Path + " with an overlay in " + c.Scratch.dir
+	case c.Overlay != "":
+		return c.Path + " with overlay " + c.Overlay
+	}
+	return c.Path
+}
+
+// Close unlocks and closes the image of a stopped device. If there is an
+// overlay that is kept, it makes what is in it durable.
 func (d *Device) Close() error {
 	var err error
 	for _, s := range d.services {
 		err = errors.Join(err, s.close())
 	}
+	if d.overlay != nil {
+		err = errors.Join(err, d.overlay.close())
+	}
 	return errors.Join(err, d.image.close())
+}
+
+// Sync makes the writes durable that are complete. It may be called from any
+// goroutine, until Close.
+func (d *Device) Sync() error {
+	sync := d.image.sync
+	if d.overlay != nil {
+		sync = d.overlay.sync
+	}
+	if errno := sync(); errno != 0 {
+		return fmt.Errorf("sync disk %s: %w", d.config.name(), errno)
+	}
+	return nil
 }
 
 // Type is virtio.TypeBlock.
@@ -211,9 +260,12 @@ func (d *Device) QueueSizes() []uint16 {
 func (d *Device) Capacity() uint64 { return d.sectors.Load() * SectorSize }
 
 // Resize takes over the size that the file has now and tells the driver. It may
-// be called from any goroutine, until Close. When it fails the size stays what
-// it was.
+// be called from any goroutine, until Close. When it fails, as it does with an
+// overlay, the size stays what it was.
 func (d *Device) Resize() error {
+	if d.overlay != nil {
+		return fmt.Errorf("resize disk %s: it has an overlay and keeps the size of the image: copy it to an image of its own first", d.config.name())
+	}
 	size, err := d.image.size()
 	if err != nil {
 		return fmt.Errorf("resize disk %s: %w", d.config.Path, err)
@@ -239,6 +291,9 @@ func (d *Device) tellSize() {
 // writethrough tells whether a write must be durable when it completes
 // (§5.2.6.2): if the driver says so, or does not know of flushes.
 func (d *Device) writethrough(features uint64) bool {
+	if d.config.Scratch != nil {
+		return false // nothing outlives the process
+	}
 	if features&FeatureConfigWCE != 0 {
 		return !d.writeback.Load()
 	}
@@ -253,6 +308,6 @@ func (d *Device) warn(what string, errno unix.Errno) {
 	d.warned[kind] = true
 	d.mu.Unlock()
 	if !known && d.config.Warn != nil {
-		d.config.Warn(fmt.Errorf("disk %s: %s: %w", d.config.Path, what, errno))
+		d.config.Warn(fmt.Errorf("disk %s: %s: %w", d.config.name(), what, errno))
 	}
 }

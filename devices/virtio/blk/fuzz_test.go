@@ -112,6 +112,8 @@ func FuzzDevice(f *testing.F) {
 		path, _ := makeImage(f, size)
 		devices = append(devices, newDevice(f, Config{Path: path, Serial: "fuzz", Direct: true, engine: engineRing, noInline: true}))
 	}
+	base, _ := makeImage(f, size)
+	devices = append(devices, newDevice(f, Config{Path: base, Scratch: NewScratch(f.TempDir()), Serial: "fuzz"}))
 	for _, seed := range fuzzSeeds() {
 		f.Add(seed)
 	}

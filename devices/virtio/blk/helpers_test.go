@@ -5,11 +5,13 @@ import (
 	"encoding/binary"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 
 	"github.com/godwit-vmm/godwit/devices/virtio/virtiotest"
 	"github.com/godwit-vmm/godwit/internal/testenv"
+	"github.com/godwit-vmm/godwit/memory"
 )
 
 // Everything that moves data is tested with both engines.
@@ -169,4 +171,100 @@ func segment(sector uint64, count, flags uint32) []byte {
 	binary.LittleEndian.PutUint32(p[8:], count)
 	binary.LittleEndian.PutUint32(p[12:], flags)
 	return p
+}
+
+// repeater makes one request again and again. It allocates nothing, unlike the
+// driver, which must not use the queue any more.
+type repeater struct {
+	t      testing.TB
+	q      *virtiotest.Queue
+	mem    *memory.Guest
+	header memory.GPA
+	status memory.GPA
+	head   uint16
+}
+
+// repeat prepares a read or write of n bytes, or a flush with none, on the first
+// queue.
+func (d *disk) repeat(kind uint32, n int) *repeater {
+	r := &repeater{t: d.t, q: d.Queues[0], mem: d.Memory.Guest, header: d.Memory.Put(header(kind, 0)), status: d.Memory.Put([]byte{0xff})}
+	buffers := []virtiotest.Buffer{{GPA: r.header, Len: headerSize}}
+	if n > 0 {
+		buffers = append(buffers, virtiotest.Buffer{GPA: d.Memory.Alloc(uint64(n), 4096), Len: uint32(n), Write: kind == typeIn})
+	}
+	r.head = r.q.Chain(append(buffers, virtiotest.Buffer{GPA: r.status, Len: statusSize, Write: true})...)
+	r.do(0)
+	return r
+}
+
+// do makes the request, at a sector.
+func (r *repeater) do(sector uint64) {
+	if err := r.mem.PutUint64(r.header+8, sector); err != nil {
+		r.t.Fatal(err)
+	}
+	i := r.q.AvailIndex()
+	r.q.SetAvail(i, r.head)
+	r.q.SetAvailIndex(i + 1)
+	r.q.Kick()
+	for r.q.UsedIndex() != i+1 {
+		runtime.Gosched() // AllocsPerRun leaves but one processor
+	}
+	if word, err := r.mem.View(r.status, 1); err != nil || word[0] != 0 {
+		r.t.Fatalf("request failed: %v, %v", word, err)
+	}
+}
+
+// client makes requests on a queue of its own, one at a time: one for each
+// goroutine. All of its memory is there from the start.
+type client struct {
+	t                    testing.TB
+	q                    *virtiotest.Queue
+	mem                  *virtiotest.Memory
+	header, data, status memory.GPA
+}
+
+// clientData is the most that a request of a client has.
+const clientData = 256 << 10
+
+func newClient(d *disk, queue int) *client {
+	m := d.Memory
+	return &client{d.t, d.Queues[queue], m, m.Alloc(headerSize, 16), m.Alloc(clientData, 4096), m.Alloc(1, 1)}
+}
+
+// do makes a request that the device answers with OK. It fills data if it is a
+// read, and sends it otherwise.
+func (c *client) do(kind uint32, sector uint64, data []byte) {
+	c.mem.Set(c.header, header(kind, sector))
+	buffers := []virtiotest.Buffer{{GPA: c.header, Len: headerSize}}
+	if len(data) > 0 {
+		buffers = append(buffers, virtiotest.Buffer{GPA: c.data, Len: uint32(len(data)), Write: kind == typeIn})
+		if kind != typeIn {
+			c.mem.Set(c.data, data)
+		}
+	}
+	c.q.Publish(c.q.Chain(append(buffers, virtiotest.Buffer{GPA: c.status, Len: statusSize, Write: true})...))
+	c.q.Kick()
+	c.q.Wait()
+	if s := c.mem.Get(c.status, 1)[0]; s != 0 {
+		c.t.Errorf("request of type %d at sector %d: status %d", kind, sector, s)
+	}
+	if kind == typeIn {
+		copy(data, c.mem.Get(c.data, len(data)))
+	}
+}
+
+func readFile(t testing.TB, path string) []byte {
+	t.Helper()
+	p, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func writeFile(t testing.TB, path string, p []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, p, 0o600); err != nil {
+		t.Fatal(err)
+	}
 }

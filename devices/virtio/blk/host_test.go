@@ -295,21 +295,28 @@ func TestResize(t *testing.T) {
 	d.expect(8, make([]byte, 4096))
 }
 
+// loopDevice makes a block device of a file.
+func loopDevice(t *testing.T, file string) (path string) {
+	t.Helper()
+	out, err := exec.Command("losetup", "--find", "--show", file).Output()
+	if err != nil {
+		t.Skipf("no loop device: %v", err)
+	}
+	path = strings.TrimSpace(string(out))
+	t.Cleanup(func() {
+		if err := exec.Command("losetup", "--detach", path).Run(); err != nil {
+			t.Error(err)
+		}
+	})
+	return path
+}
+
 // TestBlockDevice uses a loop device.
 func TestBlockDevice(t *testing.T) {
 	eachEngine(t, func(t *testing.T, e engine) {
 		for _, direct := range []bool{false, true} {
 			file, contents := makeImage(t, 1<<20)
-			out, err := exec.Command("losetup", "--find", "--show", file).Output()
-			if err != nil {
-				t.Skipf("no loop device: %v", err)
-			}
-			path := strings.TrimSpace(string(out))
-			t.Cleanup(func() {
-				if err := exec.Command("losetup", "--detach", path).Run(); err != nil {
-					t.Error(err)
-				}
-			})
+			path := loopDevice(t, file)
 			d := newDisk(t, Config{Path: path, Direct: direct, engine: e})
 			d.expect(0, contents)
 			data := pattern(12<<10, 4)

@@ -66,7 +66,7 @@ func openImage(path string, readOnly, direct bool) (_ *image, err error) {
 		return nil, err
 	}
 	if err := lockFile(m.buffered, path, readOnly); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: stop that, let both open it read-only, or give each an overlay", err)
 	}
 	if err := m.learnGeometry(); err != nil {
 		return nil, err
@@ -83,7 +83,7 @@ func (m *image) openBuffered(flags int) (err error) {
 		// that know nothing of file locks.
 		flags |= unix.O_EXCL
 	}
-	m.buffered, err = openFile(m.path, flags)
+	m.buffered, err = openFile(m.path, flags, 0)
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("the block device is mounted or in use by the host: unmount it, or open it read-only: %w", err)
 	}
@@ -97,7 +97,7 @@ func (m *image) openBuffered(flags int) (err error) {
 func (m *image) openDirect(flags int) (err error) {
 	// By the descriptor: the name may stand for another file by now.
 	self := fmt.Sprintf("/proc/self/fd/%d", m.buffered)
-	m.direct, err = openFile(self, flags|unix.O_DIRECT)
+	m.direct, err = openFile(self, flags|unix.O_DIRECT, 0)
 	if errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("the file system has no direct I/O, leave out the option: %w", err)
 	}
@@ -119,9 +119,9 @@ func (m *image) openDirect(flags int) (err error) {
 	return nil
 }
 
-func openFile(path string, flags int) (int, error) {
+func openFile(path string, flags int, mode uint32) (int, error) {
 	for {
-		fd, err := unix.Open(path, flags, 0)
+		fd, err := unix.Open(path, flags, mode)
 		if !errors.Is(err, unix.EINTR) {
 			return fd, err
 		}

@@ -27,7 +27,7 @@ func lockFile(fd int, path string, shared bool) error {
 	}
 	err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lock)
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
-		return fmt.Errorf("%w by %s: stop that, or let both open it read-only", ErrInUse, holder(fd, path, lock))
+		return fmt.Errorf("%w by %s", ErrInUse, holder(fd, path, lock))
 	}
 	if err != nil {
 		return fmt.Errorf("lock the image, which its file system must be able to: %w", err)

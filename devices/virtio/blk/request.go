@@ -76,6 +76,8 @@ type request struct {
 	extent uint64
 
 	image *image
+	// overlay is nil if the disk has none.
+	overlay *overlay
 }
 
 // parse reads the header of a new chain and sets the request up. The chain has

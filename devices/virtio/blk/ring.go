@@ -74,15 +74,15 @@ func newRing(n uint32) (*ring, error) {
 	return r, nil
 }
 
-// submit queues what is left of a read or write. There is room for it. The
-// request must stay where it is until it has completed.
-func (r *ring) submit(q *request) {
+// submit queues what is left of a read or write, which is in one piece at the
+// given offset of the file. There is room for it. The request must stay where it
+// is until it has completed.
+func (r *ring) submit(q *request, fd int, offset uint64) {
 	op, flags := uint8(opReadV), 0
 	if q.work == workWrite {
 		op, flags = opWriteV, q.writeFlags()
 	}
-	fd := q.image.descriptor(q.offset, q.vectors)
-	r.put(r.tail, op, fd, q.offset, q.vectors, flags, q.index)
+	r.put(r.tail, op, fd, offset, q.vectors, flags, q.index)
 	r.tail++
 }
 

@@ -66,17 +66,18 @@ func (r *request) ranges(d *Device, w work, negotiated bool) {
 // cannot do that may leave them: discarding is a hint (§5.2.6.2).
 func (m *image) discard(spans []span) unix.Errno {
 	for _, s := range spans {
-		var errno unix.Errno
-		if m.device {
-			errno = discardDevice(m.buffered, s.offset, s.length)
-		} else {
-			errno = fallocate(m.buffered, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, s)
-		}
-		if errno != 0 {
+		if errno := m.discardSpan(s); errno != 0 {
 			return errno
 		}
 	}
 	return 0
+}
+
+func (m *image) discardSpan(s span) unix.Errno {
+	if m.device {
+		return discardDevice(m.buffered, s.offset, s.length)
+	}
+	return fallocate(m.buffered, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, s)
 }
 
 // zero makes the spans read as zeros.
@@ -120,7 +121,20 @@ var zeros [64 << 10]byte
 
 func (m *image) writeZeros(s span) unix.Errno {
 	for s.length > 0 {
-		n, err := unix.Pwrite(m.buffered, zeros[:min(s.length, uint64(len(zeros)))], int64(s.offset))
+		n := min(s.length, uint64(len(zeros)))
+		if errno := writeAt(m.buffered, zeros[:n], s.offset); errno != 0 {
+			return errno
+		}
+		s.offset += n
+		s.length -= n
+	}
+	return 0
+}
+
+// writeAt writes all of p.
+func writeAt(fd int, p []byte, offset uint64) unix.Errno {
+	for len(p) > 0 {
+		n, err := unix.Pwrite(fd, p, int64(offset))
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
@@ -128,8 +142,25 @@ func (m *image) writeZeros(s span) unix.Errno {
 		case n == 0:
 			return unix.EIO
 		default:
-			s.offset += uint64(n)
-			s.length -= uint64(n)
+			p, offset = p[n:], offset+uint64(n)
+		}
+	}
+	return 0
+}
+
+// readAt fills p, with flags of preadv2. The end of the file is an error.
+func readAt(fd int, p []byte, offset uint64, flags int) unix.Errno {
+	for len(p) > 0 {
+		vector := [1]unix.Iovec{{Base: &p[0], Len: uint64(len(p))}}
+		n, errno := preadv2(fd, vector[:], offset, flags)
+		switch {
+		case errno == unix.EINTR:
+		case errno != 0:
+			return errno
+		case n == 0:
+			return errShort
+		default:
+			p, offset = p[n:], offset+uint64(n)
 		}
 	}
 	return 0
@@ -137,8 +168,11 @@ func (m *image) writeZeros(s span) unix.Errno {
 
 // errnoOf is the number of an error of package unix, 0 for nil.
 func errnoOf(err error) unix.Errno {
+	if err == nil {
+		return 0
+	}
 	var errno unix.Errno
-	if err != nil && !errors.As(err, &errno) {
+	if !errors.As(err, &errno) {
 		return unix.EIO
 	}
 	return errno

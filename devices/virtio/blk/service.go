@@ -131,8 +131,9 @@ func (s *service) allocate(n int) {
 	s.free = make([]*request, 0, n)
 	s.finished = make([]outcome, 0, n)
 	for i := range s.requests {
-		s.requests[i].index, s.requests[i].image = uint32(i), s.device.image
-		s.free = append(s.free, &s.requests[i])
+		r := &s.requests[i]
+		r.index, r.image, r.overlay = uint32(i), s.device.image, s.device.overlay
+		s.free = append(s.free, r)
 	}
 }
 
@@ -287,9 +288,11 @@ func (s *service) begin(r *request) {
 // are better off with the pool: the kernel hands them to threads of its own, one
 // at a time for each file.
 func (s *service) handOver(r *request) {
-	if s.ring != nil && (r.work == workRead || r.work == workWrite && r.image.direct >= 0) {
-		s.ring.submit(r)
-		return
+	if s.ring != nil && (r.work == workRead || r.work == workWrite && r.image.direct >= 0 && r.inPlace()) {
+		if m, offset, n := r.place(); n == r.left() {
+			s.ring.submit(r, m.descriptor(offset, r.vectors), offset)
+			return
+		}
 	}
 	s.pool.submit(r)
 }
@@ -333,7 +336,7 @@ func (s *service) returned(r *request, result int32) {
 	case result > 0:
 		r.moved(uint32(result))
 		if r.left() > 0 {
-			s.ring.submit(r)
+			s.handOver(r)
 			return
 		}
 		s.land(r, 0)

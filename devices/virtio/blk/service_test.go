@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -286,21 +285,8 @@ func TestNoAllocations(t *testing.T) {
 		for _, noInline := range []bool{false, true} {
 			path, _ := makeImage(t, 64<<10)
 			d := newDisk(t, Config{Path: path, engine: e, noInline: noInline})
-			q := d.Queues[0]
-			j := d.prepare(q, typeIn, 0, 4096)
-			// The driver of the tests allocates: the same chain is
-			// made available again by hand.
-			publish := func() {
-				i := q.AvailIndex()
-				q.SetAvail(i, j.head)
-				q.SetAvailIndex(i + 1)
-				q.Kick()
-				for q.UsedIndex() != i+1 {
-					runtime.Gosched() // AllocsPerRun leaves but one processor
-				}
-			}
-			publish()
-			if n := testing.AllocsPerRun(200, publish); n >= 1 {
+			r := d.repeat(typeIn, 4096)
+			if n := testing.AllocsPerRun(200, func() { r.do(8) }); n >= 1 {
 				t.Errorf("noInline=%v: %v allocations a request", noInline, n)
 			}
 		}

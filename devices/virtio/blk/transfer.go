@@ -8,6 +8,9 @@ import (
 
 // run does the work of a request on the calling thread, however long it takes.
 func (r *request) run() unix.Errno {
+	if r.overlay != nil {
+		return r.overlay.run(r)
+	}
 	errno := r.image.run(r)
 	if errno == 0 && r.durable && r.work != workWrite {
 		errno = r.image.sync()
@@ -32,9 +35,11 @@ func (m *image) run(r *request) unix.Errno {
 }
 
 // sync makes all writes durable that are complete.
-func (m *image) sync() unix.Errno {
+func (m *image) sync() unix.Errno { return fdatasync(m.buffered) }
+
+func fdatasync(fd int) unix.Errno {
 	for {
-		if errno := errnoOf(unix.Fdatasync(m.buffered)); errno != unix.EINTR {
+		if errno := errnoOf(unix.Fdatasync(fd)); errno != unix.EINTR {
 			return errno
 		}
 	}
@@ -51,15 +56,38 @@ func (r *request) writeFlags() int {
 // left is how many bytes are still to be moved.
 func (r *request) left() uint32 { return r.length - r.done }
 
+// place says in which file, and where, the next bytes of a read or write are,
+// and how many of those that are left are there in one piece.
+func (r *request) place() (m *image, offset uint64, n uint32) {
+	if r.overlay != nil {
+		return r.overlay.place(r)
+	}
+	return r.image, r.offset, r.left()
+}
+
+// inPlace tells whether the request is a system call on the file where its bytes
+// are, and nothing else.
+func (r *request) inPlace() bool {
+	return r.overlay == nil || r.work == workRead ||
+		!r.durable && r.overlay.all(clustersOf(span{offset: r.offset, length: uint64(r.left())}))
+}
+
 // move reads or writes what is left.
 func (r *request) move(flags int) unix.Errno {
+	call := preadv2
+	if r.work == workWrite {
+		call = pwritev2
+	}
 	for r.left() > 0 {
-		fd := r.image.descriptor(r.offset, r.vectors)
-		call := preadv2
-		if r.work == workWrite {
-			call = pwritev2
+		m, offset, piece := r.place()
+		vectors, cut := r.vectors, uint64(0)
+		if piece < r.left() {
+			vectors, cut = clip(vectors, uint64(piece))
 		}
-		n, errno := call(fd, r.vectors, r.offset, flags)
+		n, errno := call(m.descriptor(offset, vectors), vectors, offset, flags)
+		if cut > 0 {
+			vectors[len(vectors)-1].Len += cut
+		}
 		switch {
 		case errno == unix.EINTR:
 		case errno != 0:
@@ -81,6 +109,20 @@ func (r *request) moved(n uint32) {
 	r.done += n
 	r.offset += uint64(n)
 	r.vectors = advance(r.vectors, uint64(n))
+}
+
+// clip returns the vectors of the first n bytes. The last of them is shorter by
+// cut bytes than it was; the caller makes it longer again.
+func clip(vectors []unix.Iovec, n uint64) (first []unix.Iovec, cut uint64) {
+	for i := range vectors {
+		v := &vectors[i]
+		if n <= v.Len {
+			cut, v.Len = v.Len-n, n
+			return vectors[:i+1], cut
+		}
+		n -= v.Len
+	}
+	return vectors, 0
 }
 
 // Thresholds for what is moved on the goroutine of the queue.
@@ -144,8 +186,15 @@ func (s *service) inline(r *request) (done bool, errno unix.Errno) {
 		}
 	case s.pace.quick():
 		start := time.Now()
-		errno = r.move(0)
+		if r.overlay != nil {
+			errno = r.overlay.write(r, unix.RWF_NOWAIT)
+		} else {
+			errno = r.move(0)
+		}
 		s.pace.note(time.Since(start), r.length)
+		if errno == unix.EAGAIN {
+			return false, 0
+		}
 	default:
 		return false, 0
 	}

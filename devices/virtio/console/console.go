@@ -60,6 +60,7 @@ type Device struct {
 	closed  bool
 	space   [configSize]byte // the device configuration space
 	input   []byte           // what the guest has not taken yet
+	read    uint64           // how much it has taken
 	sent    uint32           // how much of the first chain in the transmit queue is taken
 	service *service         // nil unless started
 	warned  map[string]bool
@@ -164,6 +165,7 @@ func (d *Device) give(c *virtio.Chain) uint32 {
 	defer d.mu.Unlock()
 	n := c.CopyIn(0, d.input)
 	d.input = d.input[:copy(d.input, d.input[n:])]
+	d.read += uint64(n)
 	signal(d.room)
 	return uint32(n)
 }

@@ -44,6 +44,8 @@ type output struct {
 	settled  chan struct{} // closed when all is written; nil if nobody waits
 	closed   bool
 	err      error // first error of w; from then on bytes are dropped
+	// taken and dropped are those of Stats.
+	taken, dropped uint64
 }
 
 func newOutput(w io.Writer, ready func(), warn func(string, error)) *output {
@@ -67,10 +69,13 @@ func (o *output) take(c *virtio.Chain, off uint32) uint32 {
 	defer o.mu.Unlock()
 	rest := c.ReadLen - off
 	if o.dropping || o.err != nil || o.closed {
+		o.taken += uint64(rest)
+		o.dropped += uint64(rest)
 		return rest
 	}
 	n := c.CopyOut(off, o.fill[len(o.fill):outputLimit])
 	o.fill = o.fill[:len(o.fill)+n]
+	o.taken += uint64(n)
 	if uint32(n) < rest && !o.starved {
 		o.starved = true
 		o.stall.Reset(Patience)
@@ -83,10 +88,13 @@ func (o *output) take(c *virtio.Chain, off uint32) uint32 {
 func (o *output) put(b byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.fill) < outputLimit && o.err == nil && !o.closed {
-		o.fill = append(o.fill, b)
-		signal(o.wake)
+	o.taken++
+	if len(o.fill) == outputLimit || o.err != nil || o.closed {
+		o.dropped++
+		return
 	}
+	o.fill = append(o.fill, b)
+	signal(o.wake)
 }
 
 // giveUp is called when the guest has waited for long.
@@ -112,11 +120,11 @@ func (o *output) run() {
 			if n < len(part) && err == nil {
 				err = io.ErrShortWrite
 			}
-			o.wrote(err)
+			batch = batch[n:]
+			o.wrote(len(batch), err)
 			if err != nil {
 				break
 			}
-			batch = batch[n:]
 		}
 	}
 }
@@ -152,8 +160,9 @@ func (o *output) next() []byte {
 	}
 }
 
-// wrote notes that the writer has taken something, or failed.
-func (o *output) wrote(err error) {
+// wrote notes that the writer has taken something, or failed, by which what is left
+// of the batch is lost.
+func (o *output) wrote(left int, err error) {
 	o.mu.Lock()
 	o.dropping = false
 	if o.starved {
@@ -161,6 +170,7 @@ func (o *output) wrote(err error) {
 	}
 	if err != nil && o.err == nil {
 		o.err = fmt.Errorf("write the guest's output: %w", err)
+		o.dropped += uint64(left + len(o.fill))
 		o.fill = o.fill[:0]
 	}
 	o.mu.Unlock()

@@ -98,6 +98,8 @@ func (d *Device) answer() (wait time.Duration, _ error) {
 		if err := d.fill(n); err != nil {
 			return 0, err
 		}
+		d.requests.Add(1)
+		d.bytes.Add(uint64(n))
 		d.queue.Push(d.chain.Head, n)
 	}
 }

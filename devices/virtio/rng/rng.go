@@ -6,6 +6,7 @@ package rng
 
 import (
 	"fmt"
+	"sync/atomic"
 
 	"github.com/godwit-vmm/godwit/devices/virtio"
 	"github.com/godwit-vmm/godwit/devices/virtio/limit"
@@ -29,6 +30,9 @@ type Config struct {
 type Device struct {
 	limiter *limit.Limiter
 	timer   *limit.Timer
+
+	// Those of Stats.
+	requests, bytes atomic.Uint64
 
 	// Between Start and Stop, for the goroutine of the loop.
 	loop   *virtio.Loop

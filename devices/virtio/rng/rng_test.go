@@ -62,6 +62,16 @@ func TestRequests(t *testing.T) {
 	}
 }
 
+func TestStats(t *testing.T) {
+	d := newDevice(t, Config{})
+	q := virtiotest.Start(t, d, virtiotest.Options{}).Queues[0]
+	q.Do(nil, 100)
+	q.Do(nil, MaxRequest+1)
+	if got, want := d.Stats(), (Stats{Requests: 2, Bytes: 100 + MaxRequest}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
 // TestManyRequests lets the indices of the queue wrap around.
 func TestManyRequests(t *testing.T) {
 	d := virtiotest.Start(t, newDevice(t, Config{}), virtiotest.Options{})

@@ -132,13 +132,27 @@ func (f *Function) clear() {
 	}
 }
 
+// NeedsResetError says why a device does nothing until the driver resets it
+// (DEVICE_NEEDS_RESET, §2.1.2).
+type NeedsResetError struct {
+	// Device is Config.Name.
+	Device string
+	Err    error
+}
+
+// Error names the device and the reason.
+func (e *NeedsResetError) Error() string { return fmt.Sprintf("virtio device %s: %v", e.Device, e.Err) }
+
+// Unwrap returns the reason.
+func (e *NeedsResetError) Unwrap() error { return e.Err }
+
 // fail takes the device out of service until the end of its life (§2.1.2). It
 // is called by workers of the device, and also with the lock held.
 func (f *Function) fail(l *life, err error) {
 	if err == nil {
 		err = fmt.Errorf("no reason given")
 	}
-	err = fmt.Errorf("virtio device %s: %w", f.config.Name, err)
+	err = &NeedsResetError{Device: f.config.Name, Err: err}
 	if f.life.Load() != l || !l.err.CompareAndSwap(nil, &err) {
 		return
 	}

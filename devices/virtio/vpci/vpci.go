@@ -39,8 +39,8 @@ type Config struct {
 	Vectors pci.VectorBackend
 	// Doorbells may be nil: each doorbell write is then an exit.
 	Doorbells Doorbells
-	// Warn is told why a device failed, the first time that it does, and of
-	// a doorbell that the hypervisor refused, the first time too. It is
+	// Warn is told why a device failed, the first time that it does, with a
+	// *NeedsResetError, and of a doorbell that the hypervisor refused, the first time too. It is
 	// called from any goroutine, maybe with locks held: it must not call the
 	// function. Nil ignores it.
 	Warn func(error)

@@ -123,6 +123,7 @@ func (d *Device) takeData(c *conn, n uint32, chain *virtio.Chain) {
 		d.abort(c) // more than it has credit for (§5.10.6.3.1)
 		return
 	}
+	d.counts.sent.Add(uint64(n))
 	d.vec.clear()
 	d.vec.addBuffers(chain.Read, headerSize, n)
 	sent := 0

@@ -6,6 +6,7 @@ import (
 
 // register gives a connection that has its ports a place in the table.
 func (d *Device) register(c *conn, s stage) {
+	d.counts.opened.Add(1)
 	c.stage = s
 	c.alloc = smallWindow
 	if d.large < largeWindows {
@@ -137,8 +138,10 @@ func (d *Device) forget(c *conn) {
 		d.greeters--
 	case draining:
 		delete(d.portless, c)
+		d.counts.closed.Add(1)
 	default:
 		delete(d.conns, c.ports)
+		d.counts.closed.Add(1)
 	}
 	if c.alloc == largeWindow {
 		d.large--

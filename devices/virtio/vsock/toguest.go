@@ -122,6 +122,7 @@ func (d *Device) giveData(q *virtio.Queue, c *conn) error {
 		d.vec.addBuffers(chain.Write, headerSize, room[buffers])
 	}
 	n, err := d.vec.readFrom(c.fd)
+	d.counts.received.Add(uint64(n))
 	used := 0
 	for left := uint32(n); left > 0; used++ {
 		h := d.headerOf(c, opData)

@@ -95,6 +95,7 @@ type Device struct {
 	listener listener
 	loop     *virtio.Loop
 	warnings [kindsOfTrouble]sync.Once
+	counts   counts
 
 	// The rest belongs to the loop while the device is started.
 	drv     virtio.Driver

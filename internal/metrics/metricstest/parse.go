@@ -1,23 +1,32 @@
-package metrics
+// Package metricstest reads for tests what a program says of its metrics.
+package metricstest
 
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 )
 
-// family is what a parser finds of a metric.
-type family struct {
-	help, kind string
-	values     map[string]float64 // by name and labels, written in one way
+// Family is what a parser finds of a metric.
+type Family struct {
+	Help, Kind string
+	// Values are by name and labels: see Key.
+	Values map[string]float64
+	// Labels are the names of the labels of each value, but for le of a histogram.
+	Labels []string
 }
 
-// parse reads the text format of Prometheus, strictly: each metric once, HELP and
+// Key is how a value is found: the name of the metric, and names and values of labels
+// by turns.
+func Key(name string, labels ...string) string { return fmt.Sprintf("%s%q", name, labels) }
+
+// Parse reads the text format of Prometheus, strictly: each metric once, HELP and
 // TYPE before its values, and nothing between those.
-func parse(text string) (map[string]*family, error) {
-	families := make(map[string]*family)
-	var current *family
+func Parse(text string) (map[string]*Family, error) {
+	families := make(map[string]*Family)
+	var current *Family
 	var currentName string
 	if text != "" && !strings.HasSuffix(text, "\n") {
 		return nil, fmt.Errorf("the last line has no end")
@@ -33,16 +42,16 @@ func parse(text string) (map[string]*family, error) {
 			if err != nil {
 				return nil, fmt.Errorf("%q: %w", line, err)
 			}
-			current, currentName = &family{help: help, values: make(map[string]float64)}, name
+			current, currentName = &Family{Help: help, Values: make(map[string]float64)}, name
 			families[name] = current
 			continue
 		}
 		if rest, ok := strings.CutPrefix(line, "# TYPE "); ok {
 			name, kind, _ := strings.Cut(rest, " ")
-			if name != currentName || current.kind != "" || len(current.values) > 0 {
+			if name != currentName || current.Kind != "" || len(current.Values) > 0 {
 				return nil, fmt.Errorf("%q is not where it belongs", line)
 			}
-			current.kind = kind
+			current.Kind = kind
 			continue
 		}
 		name, labels, value, err := parseValue(line)
@@ -50,19 +59,24 @@ func parse(text string) (map[string]*family, error) {
 			return nil, fmt.Errorf("%q: %w", line, err)
 		}
 		base := name
-		if current != nil && current.kind == "histogram" {
+		if current != nil && current.Kind == "histogram" {
 			for _, suffix := range []string{"_bucket", "_sum", "_count"} {
 				base = strings.TrimSuffix(base, suffix)
 			}
 		}
-		if current == nil || base != currentName || current.kind == "" {
+		if current == nil || base != currentName || current.Kind == "" {
 			return nil, fmt.Errorf("%q is not where it belongs", line)
 		}
-		key := fmt.Sprintf("%s%q", name, labels)
-		if _, twice := current.values[key]; twice {
+		key := Key(name, labels...)
+		if _, twice := current.Values[key]; twice {
 			return nil, fmt.Errorf("%s is there twice", key)
 		}
-		current.values[key] = value
+		current.Values[key] = value
+		for i := 0; i < len(labels); i += 2 {
+			if l := labels[i]; !slices.Contains(current.Labels, l) && (current.Kind != "histogram" || l != "le") {
+				current.Labels = append(current.Labels, l)
+			}
+		}
 	}
 	return families, nil
 }
