@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/godwit-vmm/godwit/devices/virtio/balloon"
+	"github.com/godwit-vmm/godwit/devices/virtio/blk"
 	"github.com/godwit-vmm/godwit/devices/virtio/console"
 	"github.com/godwit-vmm/godwit/devices/virtio/net"
 	"github.com/godwit-vmm/godwit/devices/virtio/rng"
@@ -25,8 +26,9 @@ type Stats struct {
 	// was logged, in whole pages, each of which counts once for each look at the
 	// log.
 	Dirtied uint64
-	// Nets are in the order of Config.Nets.
-	Nets []net.Stats
+	// Disks are in the order of Config.Disks, Nets in that of Config.Nets.
+	Disks []blk.Stats
+	Nets  []net.Stats
 	// The devices that a machine has one of; nil if it has none.
 	RNG     *rng.Stats
 	Vsock   *vsock.Stats
@@ -42,6 +44,8 @@ func (m *Machine) Stats() Stats {
 	}
 	for _, v := range m.virtio {
 		switch d := v.device.(type) {
+		case interface{ Stats() blk.Stats }:
+			s.Disks = append(s.Disks, d.Stats())
 		case interface{ Stats() net.Stats }:
 			s.Nets = append(s.Nets, d.Stats())
 		case interface{ Stats() rng.Stats }:

@@ -135,13 +135,13 @@ var phaseLabels = map[Phase]string{NotStarted: "not_started", Running: "running"
 // collectMachine gives the figures of the machine of now, if there is one, and the
 // counters of those before.
 func (v *VM) collectMachine(s *metrics.Sink) {
-	ids := v.netIDs()
+	c := v.Config()
 	v.use.RLock()
 	defer v.use.RUnlock()
 	var now readings
 	if session := v.current.Load(); session != nil {
 		now.addMemory(session.m)
-		now.addStats(session.m.Stats(), ids)
+		now.addStats(session.m.Stats(), c.driveIDs(), c.netIDs())
 	}
 	give(s, now.plus(v.figures.past))
 }
@@ -160,14 +160,24 @@ func give(s *metrics.Sink, rs readings) {
 // keepCounters keeps those of a machine that will be closed. The caller holds use.
 func (v *VM) keepCounters(m *machine.Machine) {
 	var now readings
-	now.addStats(m.Stats(), v.netIDs())
+	c := v.Config()
+	now.addStats(m.Stats(), c.driveIDs(), c.netIDs())
 	v.figures.past = now.counters().plus(v.figures.past)
 }
 
-// netIDs are the IDs of the network cards.
-func (v *VM) netIDs() []string {
+// driveIDs are the IDs of the disks.
+func (c *Config) driveIDs() []string {
 	var ids []string
-	for i, n := range v.Config().Nets {
+	for i, d := range c.Drives {
+		ids = append(ids, driveID(i, d))
+	}
+	return ids
+}
+
+// netIDs are the IDs of the network cards.
+func (c *Config) netIDs() []string {
+	var ids []string
+	for i, n := range c.Nets {
 		if n.ID == "" {
 			n.ID = strconv.Itoa(i)
 		}

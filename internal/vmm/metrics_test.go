@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/godwit-vmm/godwit/devices/virtio/balloon"
+	"github.com/godwit-vmm/godwit/devices/virtio/blk"
 	"github.com/godwit-vmm/godwit/devices/virtio/console"
 	"github.com/godwit-vmm/godwit/devices/virtio/net"
 	"github.com/godwit-vmm/godwit/devices/virtio/rng"
@@ -166,12 +167,12 @@ func TestPowerButtonEvent(t *testing.T) {
 func TestDocumentedReadings(t *testing.T) {
 	all := machine.Stats{
 		Exits: [][]vcpu.ExitCount{{{Reason: kvm.KVM_EXIT_IO, Count: 1}, {Reason: 38, Count: 2}, {Reason: 48, Count: 3}}},
-		Nets:  []net.Stats{{}, {}},
-		RNG:   &rng.Stats{}, Vsock: &vsock.Stats{}, HVC: &console.Stats{},
+		Disks: []blk.Stats{{}}, Nets: []net.Stats{{}, {}},
+		RNG: &rng.Stats{}, Vsock: &vsock.Stats{}, HVC: &console.Stats{},
 		Balloon: &balloon.Stats{Updated: time.Now()},
 	}
 	var rs readings
-	rs.addStats(all, []string{"a", "b"})
+	rs.addStats(all, []string{"0"}, []string{"a", "b"})
 	r := metrics.New()
 	r.Collect(func(s *metrics.Sink) { give(s, rs) })
 	rows, err := metricstest.ReadDocument("../../docs/metrics.md")
@@ -183,7 +184,7 @@ func TestDocumentedReadings(t *testing.T) {
 		t.Errorf("docs/metrics.md lacks:\n%s", strings.Join(missing, "\n"))
 	}
 	for name := range rows {
-		if families[name] == nil && (strings.HasPrefix(name, "godwit_net_") || strings.HasPrefix(name, "godwit_guest_")) {
+		if families[name] == nil && (strings.HasPrefix(name, "godwit_net_") || strings.HasPrefix(name, "godwit_block_") || strings.HasPrefix(name, "godwit_guest_")) {
 			t.Errorf("docs/metrics.md has %s, which there is not", name)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/godwit-vmm/godwit/devices/virtio/balloon"
+	"github.com/godwit-vmm/godwit/devices/virtio/blk"
 	"github.com/godwit-vmm/godwit/devices/virtio/net"
 	"github.com/godwit-vmm/godwit/kvm"
 	"github.com/godwit-vmm/godwit/machine"
@@ -62,8 +63,8 @@ func (rs *readings) addMemory(m *machine.Machine) {
 	}
 }
 
-// addStats adds the figures of a machine whose network cards have these IDs.
-func (rs *readings) addStats(s machine.Stats, nets []string) {
+// addStats adds the figures of a machine whose disks and network cards have these IDs.
+func (rs *readings) addStats(s machine.Stats, disks, nets []string) {
 	for id, counts := range s.Exits {
 		for _, c := range counts {
 			rs.counter("godwit_vcpu_exits_total", "Exits of a processor to the VMM, by reason; intr are interruptions by the VMM itself.",
@@ -72,6 +73,9 @@ func (rs *readings) addStats(s machine.Stats, nets []string) {
 	}
 	rs.counter("godwit_bus_stray_total", "Accesses of the guest to ports and addresses without a device.", s.Stray)
 	rs.counter("godwit_memory_dirtied_bytes_total", "Memory that the guest has written while its writes were logged.", s.Dirtied)
+	for i, d := range s.Disks {
+		rs.addDisk(d, disks[i])
+	}
 	for i, n := range s.Nets {
 		rs.addNet(n, nets[i])
 	}
@@ -102,6 +106,19 @@ func reasonLabel(r kvm.ExitReason) string {
 		return strings.ToLower(name)
 	}
 	return strconv.Itoa(int(r))
+}
+
+// addDisk adds the figures of a disk.
+func (rs *readings) addDisk(d blk.Stats, id string) {
+	for _, k := range []struct {
+		kind   string
+		counts blk.Counts
+	}{{"read", d.Read}, {"write", d.Write}, {"flush", d.Flushes}, {"discard", d.Discards}} {
+		rs.counter("godwit_block_requests_total", "Requests of the guest to a disk that were carried out.", k.counts.Requests, "id", id, "kind", k.kind)
+		rs.counter("godwit_block_failed_total", "Requests of the guest to a disk that failed because of the host.", k.counts.Failed, "id", id, "kind", k.kind)
+	}
+	rs.counter("godwit_block_read_bytes_total", "Bytes that the guest has read from a disk.", d.Read.Bytes, "id", id)
+	rs.counter("godwit_block_written_bytes_total", "Bytes that the guest has written to a disk.", d.Write.Bytes, "id", id)
 }
 
 // addNet adds the figures of a network card.

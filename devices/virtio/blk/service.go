@@ -57,6 +57,8 @@ type service struct {
 	spent uint64
 	// waiting is set while the limits forbid to go on.
 	waiting bool
+
+	counts [workZeroes + 1]counts // by work
 }
 
 func newService(d *Device) (_ *service, err error) {
@@ -369,6 +371,7 @@ func (s *service) complete(r *request, errno unix.Errno) {
 		s.device.warn(r.work.String(), errno)
 		r.status = statusIOError
 	}
+	s.counts[r.work].add(uint64(r.length), r.status != statusOK)
 	s.push(r)
 }
 
