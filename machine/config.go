@@ -62,7 +62,9 @@ type Config struct {
 
 // Saved is a machine that was saved.
 type Saved struct {
-	State *State
+	// State gives the state. It is called when all is done that does not need it,
+	// so that the state can be decoded beside that.
+	State func() (*State, error)
 	// Memory is what its RAM held. The files may be closed when New returns.
 	Memory []memory.Extent
 }

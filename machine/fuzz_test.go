@@ -77,7 +77,7 @@ func FuzzRestore(f *testing.F) {
 			s.CPUs[0] = &cpu
 		}
 		c := config()
-		c.Saved = &Saved{State: &s, Memory: []memory.Extent{{Length: size, File: file}}}
+		c.Saved = &Saved{State: func() (*State, error) { return &s, nil }, Memory: []memory.Extent{{Length: size, File: file}}}
 		m, err := New(sys, c)
 		if err != nil {
 			return

@@ -128,7 +128,10 @@ func (m *Machine) build() error {
 		return err
 	}
 	if m.cfg.Saved != nil {
-		err = m.restore(m.cfg.Saved.State)
+		var s *State
+		if s, err = m.cfg.Saved.State(); err == nil {
+			err = m.restore(s)
+		}
 	} else {
 		err = m.cpus[0].SetEntry(func(r *kvm.Regs, s *kvm.Sregs) { enter(&entry, r, s) })
 	}

@@ -27,10 +27,11 @@ func saved(t *testing.T, m *Machine) *Saved {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Saved{State: new(State)}
-	if err := json.Unmarshal(text, s.State); err != nil {
+	copied := new(State)
+	if err := json.Unmarshal(text, copied); err != nil {
 		t.Fatal(err)
 	}
+	s := &Saved{State: func() (*State, error) { return copied, nil }}
 	f, err := os.Create(filepath.Join(t.TempDir(), "memory"))
 	if err != nil {
 		t.Fatal(err)
@@ -43,6 +44,12 @@ func saved(t *testing.T, m *Machine) *Saved {
 	}
 	s.Memory = []memory.Extent{{Length: m.mem.Size(), File: f}}
 	return s
+}
+
+// of is the state of a saved machine.
+func of(s *Saved) *State {
+	state, _ := s.State()
+	return state
 }
 
 // TestStateMoves stops a guest in the middle of a loop of port writes and lets it go
@@ -118,18 +125,18 @@ func TestRestoreRefuses(t *testing.T) {
 		{"processors", func(c *Config, _ *Saved) { c.CPUs = 2 }, "the saved machine has 1 CPUs, this one 2"},
 		{"fewer devices", func(c *Config, _ *Saved) { c.NoRNG = true }, "give it the devices that it had"},
 		{"other devices", func(c *Config, _ *Saved) { c.NoRNG, c.Balloon = true, &balloon.Config{} }, `is "rng", of this one "balloon"`},
-		{"version", func(_ *Config, s *Saved) { s.State.Version++ }, "version 2"},
-		{"processor gone", func(_ *Config, s *Saved) { s.State.CPUs[0] = nil }, "nothing is saved of CPU 0"},
+		{"version", func(_ *Config, s *Saved) { of(s).Version++ }, "version 2"},
+		{"processor gone", func(_ *Config, s *Saved) { of(s).CPUs[0] = nil }, "nothing is saved of CPU 0"},
 		{"less memory", func(c *Config, _ *Saved) { c.Memory = 4 << 20 }, "are not pages of a guest"},
 		{"memory cut", func(c *Config, s *Saved) { c.Memory, s.Memory[0].Length = 16<<20, 16<<20 }, "want 16777216 of saved memory"},
 		{"processor feature", func(_ *Config, s *Saved) {
-			for i := range s.State.CPUs[0].CPUID {
-				if e := &s.State.CPUs[0].CPUID[i]; e.Function == 1 {
+			for i := range of(s).CPUs[0].CPUID {
+				if e := &of(s).CPUs[0].CPUID[i]; e.Function == 1 {
 					e.ECX = ^uint32(0)
 				}
 			}
 		}, "this host lacks processor features that the guest was started with: "},
-		{"local APIC", func(_ *Config, s *Saved) { s.State.CPUs[0].LAPIC = nil }, "0 bytes of registers"},
+		{"local APIC", func(_ *Config, s *Saved) { of(s).CPUs[0].LAPIC = nil }, "0 bytes of registers"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := plain

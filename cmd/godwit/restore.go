@@ -106,13 +106,20 @@ func restore(ctx context.Context, o *bootOptions, setClock bool) error {
 		return err
 	}
 	defer trace.close()
-	if o.name == "" {
-		if o.name, err = savedName(o.load.Path); err != nil {
-			return err
+	// Beside the opening of KVM, once for all who want to know something of it.
+	o.load.Opened = sync.OnceValues(func() (*snapshot.Chain, error) { return snapshot.OpenChain(o.load.Path) })
+	go o.load.Opened()
+	n := o.naming
+	if n.name == "" {
+		n.nameOf = func() (string, error) {
+			s, err := o.load.Opened()
+			if err != nil {
+				return "", err
+			}
+			return nameIn(s.Newest()), nil
 		}
 	}
-	run := vmm.Options{Name: o.name, NoReboot: o.noReboot, Trace: trace.mark}
-	n := o.naming
+	run := vmm.Options{Name: n.name, NoReboot: o.noReboot, Trace: trace.mark}
 	var changed macChanges
 	o.load.MACChanged = changed.add
 	n.renew = func(ctx context.Context, c *agent.Client) { renew(ctx, c, setClock, changed.all()) }
@@ -131,10 +138,14 @@ func savedName(dir string) (string, error) {
 		return "", err
 	}
 	defer s.Close()
+	return nameIn(s), nil
+}
+
+func nameIn(s *snapshot.Snapshot) string {
 	if name := s.Manifest().Name; name != "" {
-		return name, nil
+		return name
 	}
-	return "godwit", nil
+	return "godwit"
 }
 
 // macChanges are addresses of network cards that a guest has to be told of.

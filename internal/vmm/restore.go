@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/godwit-vmm/godwit/devices/virtio/console"
 	"github.com/godwit-vmm/godwit/internal/durable"
@@ -27,26 +28,32 @@ type savedConfig struct {
 // restore builds the machine of a snapshot, and takes over its configuration. The
 // caller is within starts.
 func (v *VM) restore(r LoadRequest) (*machine.Machine, error) {
-	chain, err := snapshot.OpenChain(r.Path)
+	open := r.Opened
+	if open == nil {
+		open = func() (*snapshot.Chain, error) { return snapshot.OpenChain(r.Path) }
+	}
+	chain, err := open()
 	if err != nil {
 		return nil, err
 	}
 	defer chain.Close()
 	newest := chain.Newest()
-	var state machine.State
+	// The state is most of what there is to decode: beside the making of the VM.
+	state := sync.OnceValues(func() (*machine.State, error) {
+		s := new(machine.State)
+		return s, decode(newest, sectionMachine, s)
+	})
+	decoded := make(chan struct{})
+	go func() {
+		defer close(decoded)
+		_, _ = state() // who needs it gets the error
+	}()
+	defer func() { <-decoded }() // the chain is closed
 	var saved savedConfig
-	for _, s := range []struct {
-		name string
-		into any
-	}{{sectionMachine, &state}, {sectionConfig, &saved}} {
-		text, ok := newest.Section(s.name)
-		if !ok {
-			return nil, fmt.Errorf("snapshot %s: its state has no section %q: was it made by this program?", r.Path, s.name)
-		}
-		if err := json.Unmarshal(text, s.into); err != nil {
-			return nil, fmt.Errorf("snapshot %s: section %q: %w", r.Path, s.name, err)
-		}
+	if err := decode(newest, sectionConfig, &saved); err != nil {
+		return nil, err
 	}
+	v.trace("snapshot")
 	c := saved.Config
 	if size := newest.Manifest().Memory.Size; c.Memory != size {
 		return nil, fmt.Errorf("snapshot %s: its guest has %d bytes of memory, and %d are saved", r.Path, c.Memory, size)
@@ -57,8 +64,14 @@ func (v *VM) restore(r LoadRequest) (*machine.Machine, error) {
 	if err := v.relocate(&c, newest, r); err != nil {
 		return nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
 	}
-	if err := v.settleMACs(&c, &state, r); err != nil {
-		return nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
+	if len(c.Nets) > 0 {
+		s, err := state()
+		if err == nil {
+			err = v.settleMACs(&c, s, r)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
+		}
 	}
 	switch {
 	case !saved.HVC:
@@ -69,7 +82,7 @@ func (v *VM) restore(r LoadRequest) (*machine.Machine, error) {
 	before := v.Config()
 	v.set(func() { v.config = c })
 	m := v.machineConfig()
-	m.Saved = &machine.Saved{State: &state}
+	m.Saved = &machine.Saved{State: state}
 	for _, e := range chain.Extents() {
 		m.Saved.Memory = append(m.Saved.Memory, memory.Extent{Offset: uint64(e.Offset), Length: uint64(e.Length), File: e.File})
 	}
@@ -79,6 +92,18 @@ func (v *VM) restore(r LoadRequest) (*machine.Machine, error) {
 		return nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
 	}
 	return built, nil
+}
+
+// decode decodes a section of the state.
+func decode(s *snapshot.Snapshot, section string, into any) error {
+	text, ok := s.Section(section)
+	if !ok {
+		return fmt.Errorf("snapshot %s: its state has no section %q: was it made by this program?", s.Dir(), section)
+	}
+	if err := json.Unmarshal(text, into); err != nil {
+		return fmt.Errorf("snapshot %s: section %q: %w", s.Dir(), section, err)
+	}
+	return nil
 }
 
 // trust refuses to let a snapshot that another user has made say which files and

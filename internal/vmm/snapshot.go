@@ -9,6 +9,7 @@ import (
 
 	"github.com/godwit-vmm/godwit/devices/virtio/net"
 	"github.com/godwit-vmm/godwit/migrate"
+	"github.com/godwit-vmm/godwit/migrate/snapshot"
 )
 
 // MemoryFile is the file in the folder of a snapshot that has the guest's memory.
@@ -38,8 +39,10 @@ type SnapshotRequest struct {
 
 // LoadRequest says what snapshot to go on with.
 type LoadRequest struct {
-	// Path is the folder of the snapshot.
-	Path string
+	// Path is the folder of the snapshot. Opened, if set, opens it, or has done so;
+	// Load closes it.
+	Path   string
+	Opened func() (*snapshot.Chain, error)
 	// Memory is empty, or the path of MemoryFile in that folder. Uffd has
 	// another process serve the guest's memory, by the socket at Memory.
 	Memory string

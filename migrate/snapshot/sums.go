@@ -27,7 +27,7 @@ func newSummer() *summer {
 	for bit := range 32 {
 		// What PageSize zeros make of a register that has one bit set,
 		// without the inversions before and after.
-		moved := ^crc32.Update(^(uint32(1) << bit), castagnoli, page)
+		moved := ^crc32.Update(^(uint32(1) << bit), castagnoli(), page)
 		table := &s.shift[bit/8]
 		for v := range 256 {
 			if v>>(bit%8)&1 == 1 {

@@ -101,7 +101,7 @@ func (t table) read(f io.ReaderAt, take func(p []byte)) error {
 		if _, err := f.ReadAt(p, int64(headerSize+offset)); err != nil {
 			return err
 		}
-		got = crc32.Update(got, castagnoli, p)
+		got = crc32.Update(got, castagnoli(), p)
 		take(p)
 		offset += uint64(len(p))
 	}
