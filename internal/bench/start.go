@@ -38,6 +38,11 @@ func runStart(ctx context.Context, e *Env) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	removeDir, err := useFastDir()
+	if err != nil {
+		return nil, err
+	}
+	defer removeDir()
 	r := &Result{Metrics: []*Metric{
 		{Name: "wall clock", Unit: "ms", goals: []goal{
 			atMostAbove(godwitName, floorName, startAboveFloor),

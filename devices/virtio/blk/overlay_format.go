@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -135,7 +136,8 @@ func (b baseID) String() string {
 	return fmt.Sprintf("%s (%d bytes, inode %d, last written %s)", b.path, b.size, b.inode, time.Unix(0, b.modified).UTC().Format(time.RFC3339Nano))
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// castagnoli is the table of CRC-32C, which few starts need.
+var castagnoli = sync.OnceValue(func() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) })
 
 // encode makes the header of an overlay on the base.
 func (b baseID) encode() []byte {
@@ -152,7 +154,7 @@ func (b baseID) encode() []byte {
 	le.PutUint64(p[headerInode:], b.inode)
 	le.PutUint64(p[headerModified:], uint64(b.modified))
 	copy(p[headerPath:headerChecksum], b.path)
-	le.PutUint32(p[headerChecksum:], crc32.Checksum(p[:headerChecksum], castagnoli))
+	le.PutUint32(p[headerChecksum:], crc32.Checksum(p[:headerChecksum], castagnoli()))
 	return p
 }
 
@@ -174,7 +176,7 @@ func decodeHeader(p []byte) (baseID, error) {
 	if v := le.Uint32(p[headerVersion:]); v != overlayVersion {
 		return baseID{}, fmt.Errorf("the overlay has version %d, this program knows %d: use the program that made it, or a later one", v, overlayVersion)
 	}
-	if le.Uint32(p[headerChecksum:]) != crc32.Checksum(p[:headerChecksum], castagnoli) {
+	if le.Uint32(p[headerChecksum:]) != crc32.Checksum(p[:headerChecksum], castagnoli()) {
 		return baseID{}, fmt.Errorf("%w (the checksum of its header is wrong)", errDamaged)
 	}
 	b := baseID{size: le.Uint64(p[headerDisk:]), inode: le.Uint64(p[headerInode:]), modified: int64(le.Uint64(p[headerModified:]))}

@@ -13,7 +13,7 @@ import (
 
 // sign makes the checksum of a header right.
 func sign(header []byte) {
-	binary.LittleEndian.PutUint32(header[headerChecksum:], crc32.Checksum(header[:headerChecksum], castagnoli))
+	binary.LittleEndian.PutUint32(header[headerChecksum:], crc32.Checksum(header[:headerChecksum], castagnoli()))
 }
 
 // FuzzOverlay has files that somebody else made instead of overlays. They are
