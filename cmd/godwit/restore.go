@@ -75,6 +75,7 @@ new seed.`,
 	f.BoolVar(&o.load.NewMACs, "new-mac", false, "give the network cards new MAC addresses, which come from the guest's name, so that it can run beside the saved one")
 	f.StringArrayVar(&taps, "tap", nil, "connect the network card ID to another tap interface `ID=NAME`; may be repeated")
 	f.StringVar(&o.vsock, "vsock", "", "have the socket of the guest's vsock device at `PATH` (default: in the folder of the running guest)")
+	f.BoolVar(&o.load.TrackDirty, "track", false, "keep track of what the guest writes, so that its next snapshot can be a --diff on this one")
 	f.BoolVar(&paused, "paused", false, "leave the guest paused, until \"godwit resume\"")
 	f.StringVar(&clock, "clock", clock, "what the guest's wall clock shows: the time of the host, or goes on from what was saved (host, saved)")
 	f.BoolVar(&o.detach, "detach", false, "restore in the background, print the guest's name and end as soon as the guest runs")

@@ -27,14 +27,14 @@ type savedConfig struct {
 
 // restore builds the machine of a snapshot, and takes over its configuration. The
 // caller is within starts.
-func (v *VM) restore(r LoadRequest) (*machine.Machine, error) {
+func (v *VM) restore(r LoadRequest) (*machine.Machine, *tracked, error) {
 	open := r.Opened
 	if open == nil {
 		open = func() (*snapshot.Chain, error) { return snapshot.OpenChain(r.Path) }
 	}
 	chain, err := open()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer chain.Close()
 	newest := chain.Newest()
@@ -51,18 +51,18 @@ func (v *VM) restore(r LoadRequest) (*machine.Machine, error) {
 	defer func() { <-decoded }() // the chain is closed
 	var saved savedConfig
 	if err := decode(newest, sectionConfig, &saved); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	v.trace("snapshot")
 	c := saved.Config
 	if size := newest.Manifest().Memory.Size; c.Memory != size {
-		return nil, fmt.Errorf("snapshot %s: its guest has %d bytes of memory, and %d are saved", r.Path, c.Memory, size)
+		return nil, nil, fmt.Errorf("snapshot %s: its guest has %d bytes of memory, and %d are saved", r.Path, c.Memory, size)
 	}
 	if err := trust(&c, r); err != nil {
-		return nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
+		return nil, nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
 	}
 	if err := v.relocate(&c, newest, r); err != nil {
-		return nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
+		return nil, nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
 	}
 	if len(c.Nets) > 0 {
 		s, err := state()
@@ -70,7 +70,7 @@ func (v *VM) restore(r LoadRequest) (*machine.Machine, error) {
 			err = v.settleMACs(&c, s, r)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
+			return nil, nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
 		}
 	}
 	switch {
@@ -89,9 +89,39 @@ func (v *VM) restore(r LoadRequest) (*machine.Machine, error) {
 	built, err := machine.New(v.o.System, m)
 	if err != nil {
 		v.set(func() { v.config = before })
-		return nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
+		return nil, nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
 	}
-	return built, nil
+	if !r.TrackDirty {
+		return built, nil, nil
+	}
+	since, err := track(built, newest)
+	if err != nil {
+		v.set(func() { v.config = before })
+		return nil, nil, errors.Join(err, built.Close())
+	}
+	return built, since, nil
+}
+
+// track begins to log what a restored machine writes, which does not run yet, for a diff
+// on the snapshot that it is from.
+func track(m *machine.Machine, from *snapshot.Snapshot) (*tracked, error) {
+	dir, err := filepath.Abs(from.Dir())
+	if err != nil {
+		return nil, err
+	}
+	t := &tracked{id: from.Manifest().ID, dir: dir, changed: dirtyBitmap(m)}
+	// What the VMM has written already, the generation ID, is a change; the log
+	// begins with everything set, which is none.
+	m.Memory().Dirty().Drain(t.changed)
+	if err := m.StartDirtyLog(); err != nil {
+		return nil, err
+	}
+	return t, m.FetchDirty(dirtyBitmap(m))
+}
+
+// dirtyBitmap is a bitmap with a bit for each page of a machine.
+func dirtyBitmap(m *machine.Machine) []uint64 {
+	return make([]uint64, (m.Memory().Size()/memory.PageSize+63)/64)
 }
 
 // decode decodes a section of the state.
@@ -122,7 +152,9 @@ func trust(c *Config, r LoadRequest) error {
 			return fmt.Errorf("it is of another user (%d), who cannot choose what disk %s is: say so with --disk %s=PATH", st.Uid, id, id)
 		}
 	}
-	for _, n := range c.Nets {
+	for i, n := range c.Nets {
+		// Nor what ports of this host lead to the guest.
+		c.Nets[i].User.Forwards = nil
 		if _, ok := r.Taps[n.ID]; n.Kind == netflag.Tap && !ok {
 			return fmt.Errorf("it is of another user (%d), who cannot choose what network card %s is connected to: say so with --tap %s=NAME", st.Uid, n.ID, n.ID)
 		}

@@ -19,7 +19,7 @@ func (v *VM) Start() error {
 		if err != nil {
 			return err
 		}
-		return v.launch(m, Running)
+		return v.launch(newSession(m), Running)
 	})
 }
 
@@ -52,13 +52,12 @@ func (v *VM) build() (*machine.Machine, error) {
 
 // launch begins the life of the guest with its first machine, which it takes over:
 // in the phase Running, or Paused. The caller is within starts.
-func (v *VM) launch(m *machine.Machine, phase Phase) error {
+func (v *VM) launch(s *session, phase Phase) error {
 	if v.o.Built != nil {
 		if err := v.o.Built(); err != nil {
-			return errors.Join(err, m.Close())
+			return errors.Join(err, s.m.Close())
 		}
 	}
-	s := newSession(m)
 	v.set(func() {
 		v.phase, v.held, v.started = phase, phase == Paused, time.Now()
 		v.current.Store(s)

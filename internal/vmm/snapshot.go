@@ -148,7 +148,7 @@ func (v *VM) Load(ctx context.Context, r LoadRequest) error {
 		if configured {
 			return ErrConfigured
 		}
-		m, err := v.restore(r)
+		m, since, err := v.restore(r)
 		if err != nil {
 			return err
 		}
@@ -157,7 +157,9 @@ func (v *VM) Load(ctx context.Context, r LoadRequest) error {
 			phase = Running
 		}
 		v.tell(Event{Kind: EventRestored, Path: r.Path})
-		return v.launch(m, phase)
+		s := newSession(m)
+		s.tracked = since
+		return v.launch(s, phase)
 	})
 }
 

@@ -135,7 +135,14 @@ func TestDiffs(t *testing.T) {
 	}
 	f.Kill(nil)
 	<-f.Done()
-	if err := snapshot.Merge(t.Context(), path("three"), path("merged"), nil); err != nil {
+	// A guest that is restored with tracking goes on with the chain.
+	h := restored(t, LoadRequest{Path: path("three"), Resume: true, TrackDirty: true})
+	h.sound()
+	h.snapshot(SnapshotRequest{Path: path("four"), Live: true, Diff: true, Base: path("three")})
+	h.Kill(nil)
+	<-h.Done()
+	links = append(links, path("four"))
+	if err := snapshot.Merge(t.Context(), path("four"), path("merged"), nil); err != nil {
 		t.Fatal(err)
 	}
 	var last uint64

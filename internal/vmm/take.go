@@ -12,7 +12,6 @@ import (
 
 	"github.com/godwit-vmm/godwit/internal/version"
 	"github.com/godwit-vmm/godwit/machine"
-	"github.com/godwit-vmm/godwit/memory"
 	"github.com/godwit-vmm/godwit/migrate"
 	"github.com/godwit-vmm/godwit/migrate/snapshot"
 	"github.com/godwit-vmm/godwit/vcpu"
@@ -71,8 +70,7 @@ func (w *watched) Resume() {
 
 // take writes the snapshot. The guest is running, or paused if still is set.
 func (v *VM) take(ctx context.Context, s *session, r SnapshotRequest, still bool) (report migrate.Report, err error) {
-	words := (s.m.Memory().Size()/memory.PageSize + 63) / 64
-	src := &watched{Machine: s.m, still: still, changed: make([]uint64, words), fetched: make([]uint64, words)}
+	src := &watched{Machine: s.m, still: still, changed: dirtyBitmap(s.m), fetched: dirtyBitmap(s.m)}
 	o := migrate.Options{Limits: migrate.DefaultLimits, Stay: r.Stop}
 	to := snapshot.Options{Memory: s.m.Memory().Ranges()}
 	if r.Diff {
@@ -177,8 +175,7 @@ func (v *VM) keepTracking(s *session, id string, r SnapshotRequest) error {
 	if err != nil {
 		return err
 	}
-	words := (s.m.Memory().Size()/memory.PageSize + 63) / 64
-	s.tracked = &tracked{id: id, dir: dir, changed: make([]uint64, words)}
+	s.tracked = &tracked{id: id, dir: dir, changed: dirtyBitmap(s.m)}
 	return nil
 }
 
