@@ -80,10 +80,6 @@ func runVMM(ctx context.Context, o *vmmOptions) error {
 
 // serveVMM leads a guest from its configuration to its end.
 func serveVMM(ctx context.Context, run vmm.Options, o *vmmOptions, i *instance) (err error) {
-	l, err := i.listenAPI(o.socket)
-	if err != nil {
-		return err
-	}
 	h := newHost(&run, os.Stdout)
 	var t *terminal
 	var built atomic.Bool
@@ -100,10 +96,15 @@ func serveVMM(ctx context.Context, run vmm.Options, o *vmmOptions, i *instance) 
 		return nil
 	}
 	h.vm = vmm.New(ctx, run, api.Defaults())
-	h.serveOn(i, func() (net.Listener, error) { return l, nil })
 	defer func() { err = errors.Join(err, h.close()) }()
 	defer watchSignals(h.vm, unix.SIGTERM, unix.SIGINT)()
 	defer func() { t.restore() }()
+	// Last: who sees the socket may send a signal.
+	l, err := i.listenAPI(o.socket)
+	if err != nil {
+		return err
+	}
+	h.serveOn(i, func() (net.Listener, error) { return l, nil })
 	if o.configFile != "" {
 		if err := h.startBy(o.configFile); err != nil {
 			return err
