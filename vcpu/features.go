@@ -21,6 +21,7 @@ func (r register) of(e *kvm.CPUIDEntry2) uint32 {
 	return [...]uint32{e.EAX, e.EBX, e.ECX, e.EDX}[r]
 }
 
+// String is the name in the manuals.
 func (r register) String() string { return [...]string{"EAX", "EBX", "ECX", "EDX"}[r] }
 
 // featureWord is a register of CPUID whose bits are features, with their names by

@@ -51,9 +51,9 @@ func TestFloor(t *testing.T) {
 	}
 }
 
-// TestCases runs the cases about the VMM itself, briefly, against a godwit built
-// for the purpose; TestDeviceCases has those about devices. Targets may be missed: a test machine is no place for them.
-func TestCases(t *testing.T) {
+// builtGodwit is a godwit for a test that runs benchmarks, which it may skip.
+func builtGodwit(t *testing.T) string {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("builds godwit and runs benchmarks")
 	}
@@ -67,6 +67,13 @@ func TestCases(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build godwit: %v\n%s", err, out)
 	}
+	return godwit
+}
+
+// TestCases runs the cases about the VMM itself, briefly, against a godwit built
+// for the purpose; TestDeviceCases has those about devices. Targets may be missed: a test machine is no place for them.
+func TestCases(t *testing.T) {
+	godwit := builtGodwit(t)
 	report, err := Run(t.Context(), Options{Godwit: godwit, Quick: true, Only: []string{"start", "pio", "mmio", "rss"}})
 	if err != nil {
 		t.Fatal(err)

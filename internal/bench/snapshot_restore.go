@@ -1,11 +1,8 @@
 package bench
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	"github.com/godwit-vmm/godwit/guest/micro"
@@ -69,7 +66,7 @@ func runRestore(ctx context.Context, e *Env) (*Result, error) {
 	phases := new(phaseLog)
 	for range e.rounds(15, 5) {
 		e.progress("where the time goes")
-		if err := phases.runCommand(ctx, e, godwit, small.command...); err != nil {
+		if err := phases.run(ctx, e, godwit, small.command[1:]...); err != nil {
 			return nil, err
 		}
 	}
@@ -156,37 +153,4 @@ func qemuRestore(ctx context.Context, e *Env, program string) contestant {
 		c, err := runProcess(ctx, e.Dir, debugExitStatus, argv...)
 		return c.milliseconds(), err
 	}}
-}
-
-// runCommand is like run, for a command of godwit that has --timings.
-func (l *phaseLog) runCommand(ctx context.Context, e *Env, godwit string, argv ...string) error {
-	file := filepath.Join(e.Dir, "timings")
-	idle, err := runProcess(ctx, e.Dir, 0, godwit, "version")
-	if err != nil {
-		return fmt.Errorf("%s: %w", godwitName, err)
-	}
-	l.add("process (godwit version)", milliseconds(idle.wall))
-	c, err := runProcess(ctx, e.Dir, 0, append(argv, "--timings", file)...)
-	if err != nil {
-		return fmt.Errorf("%s: %w", godwitName, err)
-	}
-	f, err := os.Open(file)
-	if err != nil {
-		return fmt.Errorf("timings of godwit: %w", err)
-	}
-	defer f.Close()
-	last := 0.0
-	for s := bufio.NewScanner(f); s.Scan(); {
-		var line struct {
-			Phase string
-			US    float64
-		}
-		if err := json.Unmarshal(s.Bytes(), &line); err != nil {
-			return fmt.Errorf("timings of godwit: %w", err)
-		}
-		l.add(line.Phase, line.US/1000-last)
-		last = line.US / 1000
-	}
-	l.add("close and exit", max(0, milliseconds(c.wall-idle.wall)-last))
-	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -193,19 +192,7 @@ func TestSnapshotGoals(t *testing.T) {
 
 // TestSnapshotCases runs the cases briefly. Targets may be missed.
 func TestSnapshotCases(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds godwit and runs benchmarks")
-	}
-	needKVM(t)
-	if _, err := exec.LookPath("cc"); err != nil {
-		testenv.Lacks(t, "the floor needs a C compiler")
-	}
-	godwit := filepath.Join(t.TempDir(), "godwit")
-	build := exec.Command("go", "build", "-o", godwit, "github.com/godwit-vmm/godwit/cmd/godwit")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build godwit: %v\n%s", err, out)
-	}
+	godwit := builtGodwit(t)
 	report, err := Run(t.Context(), Options{Godwit: godwit, Quick: true, Only: []string{"restore", "snapshot-live", "clone"}})
 	if err != nil {
 		t.Fatal(err)

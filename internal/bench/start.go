@@ -76,7 +76,7 @@ func runStart(ctx context.Context, e *Env) (*Result, error) {
 	// The phases come from runs of their own: writing them down costs time.
 	for range e.rounds(15, 5) {
 		e.progress("where the time goes")
-		if err := phases.run(ctx, e, godwit, exit); err != nil {
+		if err := phases.run(ctx, e, godwit, "boot", "--allow-software-kvm", "--memory", "128M", "--kernel", exit); err != nil {
 			return nil, err
 		}
 	}
@@ -117,24 +117,24 @@ func (c cost) milliseconds() []float64 {
 	return []float64{milliseconds(c.wall), milliseconds(c.cpu)}
 }
 
-// phaseLog collects what `godwit boot --timings` says in several runs.
+// phaseLog collects what --timings of a command of godwit says in several runs.
 type phaseLog struct {
 	names   []string
 	samples map[string][]float64 // ms
 }
 
-// run starts godwit once. The file that it writes has a line for the end of
+// run runs a command of godwit once. The file that it writes has a line for the end of
 // each phase, in microseconds since its main package was initialized. What
 // comes before is about what a godwit takes that does nothing; what comes after
 // is the rest of the wall clock time.
-func (l *phaseLog) run(ctx context.Context, e *Env, godwit, program string) error {
+func (l *phaseLog) run(ctx context.Context, e *Env, godwit string, argv ...string) error {
 	file := filepath.Join(e.Dir, "timings")
 	idle, err := runProcess(ctx, e.Dir, 0, godwit, "version")
 	if err != nil {
 		return fmt.Errorf("%s: %w", godwitName, err)
 	}
 	l.add("process (godwit version)", milliseconds(idle.wall))
-	c, err := runProcess(ctx, e.Dir, 0, godwit, "boot", "--allow-software-kvm", "--memory", "128M", "--timings", file, "--kernel", program)
+	c, err := runProcess(ctx, e.Dir, 0, append([]string{godwit}, append(argv, "--timings", file)...)...)
 	if err != nil {
 		return fmt.Errorf("%s: %w", godwitName, err)
 	}

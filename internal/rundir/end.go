@@ -14,7 +14,7 @@ import (
 // Kill kills the process that runs the machine at once (SIGKILL). The error wraps
 // ErrNotRunning if it has ended already. WaitEnd tells when it is gone.
 func (vm *VM) Kill() error {
-	process, err := vm.owner()
+	process, err := vm.process()
 	if err == nil {
 		err = errors.Join(unix.PidfdSendSignal(process, unix.SIGKILL, nil, 0), unix.Close(process))
 	}
@@ -27,30 +27,13 @@ func (vm *VM) Kill() error {
 	return nil
 }
 
-// owner is process of this machine, not of some machine that has got its name:
-// the lock of the very folder that was opened says so, whatever is at its path by
-// now.
-func (vm *VM) owner() (int, error) {
-	fd, err := vm.process()
-	if err != nil {
-		return -1, err
-	}
-	running, err := held(fmt.Sprintf("/proc/self/fd/%d", vm.fd.Fd()))
-	if err == nil && !running {
-		err = ErrNotRunning
-	}
-	if err != nil {
-		return -1, errors.Join(err, unix.Close(fd))
-	}
-	return fd, nil
-}
-
 // WaitEnd returns when the process that runs the machine has ended, and removes
 // what it may have left. It is no error if it has ended before.
 func (vm *VM) WaitEnd(ctx context.Context) error {
-	process, err := vm.owner()
+	process, err := vm.process()
 	if err == nil {
-		err = errors.Join(readable(ctx, process), unix.Close(process))
+		_, err = readable(ctx, process)
+		err = errors.Join(err, unix.Close(process))
 	}
 	if errors.Is(err, ErrNotRunning) {
 		err = nil
@@ -62,38 +45,6 @@ func (vm *VM) WaitEnd(ctx context.Context) error {
 		return fmt.Errorf("machine %s: wait for its end: %w", vm.Name, err)
 	}
 	return nil
-}
-
-// readable returns when the descriptor is readable, or when ctx ends.
-func readable(ctx context.Context, fd int) error {
-	done, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(done)
-	stopped := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(stopped)
-		// There is no error for a descriptor that is open.
-		_, _ = unix.Write(done, []byte{1, 0, 0, 0, 0, 0, 0, 0})
-	})
-	defer func() {
-		if !stop() {
-			<-stopped
-		}
-	}()
-	for {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(done), Events: unix.POLLIN}}
-		_, err := unix.Poll(fds, -1)
-		switch {
-		case err != nil && !errors.Is(err, unix.EINTR):
-			return fmt.Errorf("poll: %w", err)
-		case fds[0].Revents != 0:
-			return nil
-		case fds[1].Revents != 0:
-			return ctx.Err()
-		}
-	}
 }
 
 // Remove removes what the killed process of a machine has left. The error wraps

@@ -22,9 +22,32 @@ func (vm *VM) WaitUp(ctx context.Context) error {
 		return fmt.Errorf("machine %s: %w", vm.Name, err)
 	}
 	defer unix.Close(changes)
+	for {
+		// After the watch, so that nothing is missed.
+		if up, err := vm.Up(nil); up || err != nil {
+			return err
+		}
+		ready, err := readable(ctx, process, changes)
+		switch {
+		case err != nil:
+			return err
+		case ready == process:
+			return fmt.Errorf("machine %s: it has ended and %w", vm.Name, ErrNotRunning)
+		}
+		// What exactly has changed, Up tells.
+		var events [4096]byte
+		if _, err := unix.Read(changes, events[:]); err != nil && !errors.Is(err, unix.EAGAIN) {
+			return fmt.Errorf("inotify: %w", err)
+		}
+	}
+}
+
+// readable returns the first of the descriptors that is readable. It fails when ctx
+// ends.
+func readable(ctx context.Context, descriptors ...int) (int, error) {
 	done, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
-		return err
+		return -1, fmt.Errorf("eventfd: %w", err)
 	}
 	defer unix.Close(done)
 	stopped := make(chan struct{})
@@ -38,25 +61,22 @@ func (vm *VM) WaitUp(ctx context.Context) error {
 			<-stopped
 		}
 	}()
+	fds := []unix.PollFd{{Fd: int32(done), Events: unix.POLLIN}}
+	for _, fd := range descriptors {
+		fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+	}
 	for {
-		// After the watch, so that nothing is missed.
-		if up, err := vm.Up(nil); up || err != nil {
-			return err
+		if _, err := unix.Poll(fds, -1); errors.Is(err, unix.EINTR) {
+			continue
+		} else if err != nil {
+			return -1, fmt.Errorf("poll: %w", err)
 		}
-		fds := []unix.PollFd{{Fd: int32(done), Events: unix.POLLIN}, {Fd: int32(process), Events: unix.POLLIN}, {Fd: int32(changes), Events: unix.POLLIN}}
-		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("poll: %w", err)
+		if fds[0].Revents != 0 {
+			return -1, ctx.Err()
 		}
-		switch {
-		case fds[0].Revents != 0:
-			return ctx.Err()
-		case fds[1].Revents != 0:
-			return fmt.Errorf("machine %s: it has ended and %w", vm.Name, ErrNotRunning)
-		case fds[2].Revents != 0:
-			// What exactly has changed, Up tells.
-			var events [4096]byte
-			if _, err := unix.Read(changes, events[:]); err != nil && !errors.Is(err, unix.EAGAIN) {
-				return fmt.Errorf("inotify: %w", err)
+		for i, fd := range descriptors {
+			if fds[1+i].Revents != 0 {
+				return fd, nil
 			}
 		}
 	}
@@ -72,10 +92,15 @@ func (vm *VM) process() (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("process %d: %w", vm.PID, err)
 	}
-	// Another process may have got its number. It has not if the lock is
-	// still held.
-	if running, err := held(vm.path); err != nil || !running {
-		return -1, errors.Join(err, ErrNotRunning, unix.Close(fd))
+	// Another process may have got its number, or another machine its name. Not
+	// if the lock of the very folder that was opened is still held, whatever is at
+	// its path by now.
+	running, err := held(fmt.Sprintf("/proc/self/fd/%d", vm.fd.Fd()))
+	if err == nil && !running {
+		err = ErrNotRunning
+	}
+	if err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
 	}
 	return fd, nil
 }

@@ -44,6 +44,7 @@ type watched struct {
 	still bool
 }
 
+// FetchDirty is that of migrate.Source.
 func (w *watched) FetchDirty(dst []uint64) error {
 	clear(w.fetched)
 	if err := w.Machine.FetchDirty(w.fetched); err != nil {
@@ -56,12 +57,14 @@ func (w *watched) FetchDirty(dst []uint64) error {
 	return nil
 }
 
+// Pause is that of migrate.Source.
 func (w *watched) Pause() {
 	if !w.still {
 		w.Machine.Pause()
 	}
 }
 
+// Resume is that of migrate.Source.
 func (w *watched) Resume() {
 	if !w.still {
 		w.Machine.Resume()

@@ -56,6 +56,7 @@ type Version struct{ Major, Minor uint16 }
 // CurrentVersion is the version of the snapshots that this package writes.
 func CurrentVersion() Version { return current }
 
+// String is MAJOR.MINOR.
 func (v Version) String() string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
 
 // MarshalText is how a version stands in the manifest: "1.0".

@@ -276,4 +276,5 @@ func parseID(s string) (id, error) {
 	return i, fmt.Errorf("id %.40q: want 32 hexadecimal digits", s)
 }
 
+// String is how manifests have it: 32 hexadecimal digits.
 func (i id) String() string { return hex.EncodeToString(i[:]) }

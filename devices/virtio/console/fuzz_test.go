@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/godwit-vmm/godwit/devices/virtio"
-	"github.com/godwit-vmm/godwit/memory"
+	"github.com/godwit-vmm/godwit/devices/virtio/virtiotest"
 )
 
 // What the bytes of a fuzz input stand for: operations with their arguments.
@@ -20,21 +20,6 @@ const (
 	opMove           // save, and restore elsewhere
 	ops
 )
-
-// tape hands out the bytes of a fuzz input, and zeros behind its end.
-type tape []byte
-
-func (t *tape) take(n int) []byte {
-	p := make([]byte, n)
-	*t = (*t)[copy(p, *t):]
-	return p
-}
-
-func (t *tape) number(n int) uint32 {
-	var p [4]byte
-	copy(p[:], t.take(n))
-	return binary.LittleEndian.Uint32(p[:])
-}
 
 // FuzzDevice writes to the queues' memory and to the configuration space, and
 // serves the queues.
@@ -50,11 +35,7 @@ func FuzzDevice(f *testing.F) {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
 	f.Fuzz(func(t *testing.T, input []byte) {
-		mem, err := memory.New(memory.Options{Size: 1 << 20})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer mem.Close()
+		g := virtiotest.NewFuzzGuest(t)
 		newDevice := func() *Device {
 			d, err := New(Config{Warn: func(err error) { t.Errorf("warning: %v", err) }})
 			if err != nil {
@@ -64,22 +45,9 @@ func FuzzDevice(f *testing.F) {
 		}
 		s := &service{device: newDevice()}
 		defer func() { s.device.Close() }()
-		s.driver = virtio.Driver{Mem: mem, Features: s.device.Features() | virtio.TransportFeatures}
-		// Queue i lies in the pages from 1+i.
-		place := func(i int) memory.GPA { return memory.GPA(1+i) * memory.PageSize }
-		var list []*virtio.Queue
-		for i := range queues {
-			q, err := virtio.NewQueue(mem, func() {})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer q.Close()
-			if err := q.Enable(virtio.QueueConfig{Size: 16, Desc: place(i), Avail: place(i) + 0x400, Used: place(i) + 0x800}, s.driver.Features); err != nil {
-				t.Fatal(err)
-			}
-			list = append(list, q)
-		}
-		s.receive, s.transmit = list[queueReceive], list[queueTransmit]
+		s.driver = virtio.Driver{Mem: g.Guest, Features: s.device.Features() | virtio.TransportFeatures}
+		g.Enable(queues, s.driver.Features)
+		s.receive, s.transmit = g.Queues[queueReceive], g.Queues[queueTransmit]
 		serve := func(i int) {
 			if s.failed {
 				return
@@ -88,33 +56,18 @@ func FuzzDevice(f *testing.F) {
 			_, err := do()
 			s.failed = err != nil
 		}
-		for in := tape(input); len(in) > 0; {
-			switch in.number(1) % ops {
+		for in := virtiotest.Tape(input); len(in) > 0; {
+			switch in.Number(1) % ops {
 			case opMemory:
-				at := memory.GPA(in.number(2))
-				if err := mem.Write(at, in.take(int(in.number(1)))); err != nil {
-					t.Fatal(err)
-				}
+				g.Scribble(&in)
 			case opConfig:
-				s.device.WriteConfig(uint64(in.number(1)), in.take(int(in.number(1))))
+				s.device.WriteConfig(uint64(in.Number(1)), in.Take(int(in.Number(1))))
 			case opServe:
-				serve(int(in.number(1)) % queues)
+				serve(int(in.Number(1)) % queues)
 			case opRequest:
-				i := int(in.number(1)) % queues
-				flags := uint16(in.number(1) & 2)
-				var desc []byte
-				desc = le.AppendUint64(desc, uint64(in.number(4)))
-				desc = le.AppendUint32(desc, in.number(4))
-				desc = le.AppendUint16(desc, flags)
-				avail, _ := mem.Uint16(place(i) + 0x402)
-				if err := mem.Write(place(i), desc); err != nil {
-					t.Fatal(err)
-				}
-				mem.PutUint16(place(i)+0x404+memory.GPA(avail%16)*2, 0)
-				mem.PutUint16(place(i)+0x402, avail+1)
-				serve(i)
+				serve(g.Request(&in))
 			case opInput:
-				s.device.Send(ended, in.take(int(in.number(1))))
+				s.device.Send(ended, in.Take(int(in.Number(1))))
 			case opMove:
 				s.device.sent = s.sent
 				saved := s.device.Save()

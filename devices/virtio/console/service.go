@@ -117,6 +117,17 @@ func (s *service) announceSize() {
 	s.announced = true
 }
 
+// pop takes the next chain. If there is none, it asks for a kick when there is one, and
+// tells whether the driver has added one meanwhile.
+func (s *service) pop(q *virtio.Queue) (ok, again bool, err error) {
+	if ok, err = q.Pop(&s.chain); ok || err != nil {
+		return ok, false, err
+	}
+	q.Notify()
+	again, err = q.EnableKicks()
+	return false, again, err
+}
+
 // serveReceive fills buffers of the guest with input, as far as there is both.
 // Send kicks the queue when there is more input.
 func (s *service) serveReceive() (again bool, _ error) {
@@ -126,16 +137,8 @@ func (s *service) serveReceive() (again bool, _ error) {
 		if !s.device.hasInput() {
 			return false, nil
 		}
-		ok, err := q.Pop(&s.chain)
-		if err != nil {
-			return false, err
-		}
-		if !ok {
-			q.Notify()
-			if more, err := q.EnableKicks(); err != nil || !more {
-				return false, err
-			}
-			continue
+		if ok, again, err := s.pop(q); err != nil || !ok {
+			return again, err
 		}
 		if len(s.chain.Read) > 0 {
 			return false, errReadable
@@ -152,16 +155,8 @@ func (s *service) serveTransmit() (again bool, _ error) {
 	q := s.transmit
 	q.DisableKicks()
 	for range maxTurn {
-		ok, err := q.Pop(&s.chain)
-		if err != nil {
-			return false, err
-		}
-		if !ok {
-			q.Notify()
-			if more, err := q.EnableKicks(); err != nil || !more {
-				return false, err
-			}
-			continue
+		if ok, again, err := s.pop(q); err != nil || !ok {
+			return again, err
 		}
 		if len(s.chain.Write) > 0 {
 			return false, errWritable

@@ -6,6 +6,7 @@ import (
 
 	"github.com/godwit-vmm/godwit/devices/virtio"
 	"github.com/godwit-vmm/godwit/devices/virtio/limit"
+	"github.com/godwit-vmm/godwit/devices/virtio/virtiotest"
 	"github.com/godwit-vmm/godwit/memory"
 )
 
@@ -35,21 +36,10 @@ func FuzzDevice(f *testing.F) {
 	f.Add(input(17, descriptor(1<<40, 8, write, 0)))
 	f.Add(input(1, descriptor(0x8000, 8, write|chained, 0)))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		mem, err := memory.New(memory.Options{Size: 1 << 20})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer mem.Close()
-		const queueAt memory.GPA = 0x1000
-		q, err := virtio.NewQueue(mem, func() {})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer q.Close()
+		g := virtiotest.NewFuzzGuest(t)
 		features := virtio.TransportFeatures
-		if err := q.Enable(virtio.QueueConfig{Size: QueueSize, Desc: queueAt, Avail: queueAt + 0x400, Used: queueAt + 0x800}, features); err != nil {
-			t.Fatal(err)
-		}
+		g.Enable(1, features)
+		q := g.Queues[0]
 		newDevice := func() *Device {
 			d, err := New(Config{Limit: limit.Config{Bandwidth: limit.Rate{PerSecond: 1 << 20}}})
 			if err != nil {
@@ -60,14 +50,14 @@ func FuzzDevice(f *testing.F) {
 		d := newDevice()
 		defer func() { d.Close() }()
 		failed := false
-		driver := virtio.Driver{Mem: mem, Features: features, Fail: func(error) { failed = true }}
+		driver := virtio.Driver{Mem: g.Guest, Features: features, Fail: func(error) { failed = true }}
 		d.driver, d.queue = driver, q
 		for round := range 3 {
 			part := in[len(in)*round/3 : len(in)*(round+1)/3]
 			if round == 0 {
 				part = in
 			}
-			if err := mem.Write(queueAt, part[:min(len(part), 0x1000)]); err != nil {
+			if err := g.Write(memory.PageSize, part[:min(len(part), 0x1000)]); err != nil {
 				t.Fatal(err)
 			}
 			d.serve()

@@ -1,13 +1,13 @@
 package vsock
 
 import (
-	"encoding/binary"
 	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/godwit-vmm/godwit/devices/virtio"
+	"github.com/godwit-vmm/godwit/devices/virtio/virtiotest"
 	"github.com/godwit-vmm/godwit/memory"
 )
 
@@ -33,21 +33,6 @@ const (
 	fuzzMem    = 1 << 20
 	fuzzQueues = 16 // size of the queues
 )
-
-// tape hands out the bytes of a fuzz input, and zeros behind its end.
-type tape []byte
-
-func (t *tape) take(n int) []byte {
-	p := make([]byte, n)
-	*t = (*t)[copy(p, *t):]
-	return p
-}
-
-func (t *tape) number(n int) uint32 {
-	var p [4]byte
-	copy(p[:], t.take(n))
-	return binary.LittleEndian.Uint32(p[:])
-}
 
 // fuzzer is a device, its guest's memory and the programs of the host.
 type fuzzer struct {
@@ -169,10 +154,10 @@ func (f *fuzzer) add(queue int, size uint32, write bool) memory.GPA {
 
 // packet adds a packet: operation, flags, port of the host, port of the guest,
 // length, credit.
-func (f *fuzzer) packet(in *tape) {
+func (f *fuzzer) packet(in *virtiotest.Tape) {
 	h := header{
-		srcCID: f.d.cid, dstCID: HostCID, kind: kindStream, op: operation(in.number(1)), flags: shutdown(in.number(1)),
-		dstPort: in.number(1), srcPort: in.number(1), length: in.number(2), bufAlloc: in.number(2), fwdCnt: in.number(2),
+		srcCID: f.d.cid, dstCID: HostCID, kind: kindStream, op: operation(in.Number(1)), flags: shutdown(in.Number(1)),
+		dstPort: in.Number(1), srcPort: in.Number(1), length: in.Number(2), bufAlloc: in.Number(2), fwdCnt: in.Number(2),
 	}
 	if h.dstPort >= 128 { // one that the host has opened
 		h.dstPort += firstPort - 128
@@ -254,8 +239,8 @@ func (f *fuzzer) connect(says []byte) {
 	unix.Write(fd, says)
 }
 
-func (f *fuzzer) program(in *tape) int {
-	n := int(in.number(1))
+func (f *fuzzer) program(in *virtiotest.Tape) int {
+	n := int(in.Number(1))
 	if len(f.programs) == 0 {
 		return -1
 	}
@@ -263,24 +248,24 @@ func (f *fuzzer) program(in *tape) int {
 }
 
 // step does one operation.
-func (f *fuzzer) step(in *tape) {
-	switch in.number(1) % fuzzOps {
+func (f *fuzzer) step(in *virtiotest.Tape) {
+	switch in.Number(1) % fuzzOps {
 	case fuzzMemory:
-		at := memory.GPA(in.number(2))
-		f.mem.Write(at, in.take(int(in.number(1))))
+		at := memory.GPA(in.Number(2))
+		f.mem.Write(at, in.Take(int(in.Number(1))))
 	case fuzzPacket:
 		f.packet(in)
 	case fuzzBuffer:
-		f.add(rxQueue, in.number(2)&0x1fff, true)
+		f.add(rxQueue, in.Number(2)&0x1fff, true)
 	case fuzzEvent:
-		f.add(eventQueue, in.number(1), true)
+		f.add(eventQueue, in.Number(1), true)
 	case fuzzServe:
 		f.serve()
 	case fuzzConnect:
-		f.connect(in.take(int(in.number(1) & 0x3f)))
+		f.connect(in.Take(int(in.Number(1) & 0x3f)))
 	case fuzzWrite:
 		if i := f.program(in); i >= 0 {
-			unix.Write(f.programs[i], make([]byte, in.number(2)))
+			unix.Write(f.programs[i], make([]byte, in.Number(2)))
 		}
 	case fuzzRead:
 		if i := f.program(in); i >= 0 {
@@ -293,7 +278,7 @@ func (f *fuzzer) step(in *tape) {
 		}
 	case fuzzClose:
 		if i := f.program(in); i >= 0 {
-			switch in.number(1) % 3 {
+			switch in.Number(1) % 3 {
 			case 0:
 				unix.Close(f.programs[i])
 				f.programs = append(f.programs[:i], f.programs[i+1:]...)
@@ -304,7 +289,7 @@ func (f *fuzzer) step(in *tape) {
 			}
 		}
 	case fuzzAccept:
-		if fd, _, err := unix.Accept4(f.listeners[in.number(1)&1], unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC); err == nil {
+		if fd, _, err := unix.Accept4(f.listeners[in.Number(1)&1], unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC); err == nil {
 			f.programs = append(f.programs, fd)
 		}
 	case fuzzTick:
@@ -360,7 +345,7 @@ func FuzzDevice(f *testing.F) {
 		input = input[:min(len(input), 4096)]
 		z.open(t)
 		defer z.close()
-		for in := tape(input); len(in) > 0; {
+		for in := virtiotest.Tape(input); len(in) > 0; {
 			z.step(&in)
 			z.check()
 		}
