@@ -63,11 +63,7 @@ func runClone(ctx context.Context, e *Env) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	godwit, err := install(e)
-	if err != nil {
-		return nil, err
-	}
-	removeDir, err := useFastDir()
+	godwit, removeDir, err := installed(e)
 	if err != nil {
 		return nil, err
 	}

@@ -34,6 +34,14 @@ func useFastDir() (remove func(), err error) {
 	}, nil
 }
 
+// installed is install with useFastDir.
+func installed(e *Env) (godwit string, remove func(), err error) {
+	if godwit, err = install(e); err == nil {
+		remove, err = useFastDir()
+	}
+	return godwit, remove, err
+}
+
 // fastDir makes a folder on a file system in memory, on the disk where there is none.
 func fastDir() (string, error) {
 	for _, dir := range []string{"/run", "/dev/shm"} {

@@ -34,11 +34,7 @@ func runStart(ctx context.Context, e *Env) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	godwit, err := install(e)
-	if err != nil {
-		return nil, err
-	}
-	removeDir, err := useFastDir()
+	godwit, removeDir, err := installed(e)
 	if err != nil {
 		return nil, err
 	}

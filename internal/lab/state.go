@@ -10,9 +10,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
+	"github.com/godwit-vmm/godwit/internal/rundir"
 	"golang.org/x/sys/unix"
 )
 
@@ -59,18 +59,11 @@ func stateDir() (string, error) {
 	if runtime := os.Getenv("XDG_RUNTIME_DIR"); runtime != "" {
 		dir = filepath.Join(runtime, "godwit-lab")
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	const anything = 0o077
+	if err := rundir.OwnFolder(dir, anything); errors.Is(err, rundir.ErrNotOwn) {
+		return "", fmt.Errorf("lab state folder: %w alone: remove it, or set XDG_RUNTIME_DIR", err)
+	} else if err != nil {
 		return "", fmt.Errorf("lab state folder: %w", err)
-	}
-	// In /tmp somebody else may have made it: whoever owns it could take
-	// the sockets over.
-	info, err := os.Lstat(dir)
-	if err != nil {
-		return "", fmt.Errorf("lab state folder: %w", err)
-	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !info.IsDir() || !ok || int(stat.Uid) != os.Getuid() || info.Mode().Perm()&0o077 != 0 {
-		return "", fmt.Errorf("lab state folder %s is not a folder of this user's alone: remove it, or set XDG_RUNTIME_DIR", dir)
 	}
 	return dir, nil
 }

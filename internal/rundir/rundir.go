@@ -98,20 +98,34 @@ func Base() (string, error) {
 	default:
 		dir = fmt.Sprintf("/tmp/godwit-%d", os.Getuid())
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	const writable = 0o022
+	if err := OwnFolder(dir, writable); errors.Is(err, ErrNotOwn) {
+		return "", fmt.Errorf("folder of running machines: %w: remove it, or set GODWIT_RUNTIME_DIR", err)
+	} else if err != nil {
 		return "", fmt.Errorf("folder of running machines: %w", err)
-	}
-	// In /tmp somebody else may have made it: whoever owns it could take the
-	// sockets over.
-	info, err := os.Lstat(dir)
-	if err != nil {
-		return "", fmt.Errorf("folder of running machines: %w", err)
-	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !info.IsDir() || !ok || int(stat.Uid) != os.Getuid() || info.Mode().Perm()&0o022 != 0 {
-		return "", fmt.Errorf("folder of running machines: %s is not a folder that only this user can write: remove it, or set GODWIT_RUNTIME_DIR", dir)
 	}
 	return filepath.Abs(dir)
+}
+
+// ErrNotOwn says that a folder is another user's, or open to others.
+var ErrNotOwn = errors.New("is not a folder of this user's own")
+
+// OwnFolder makes a folder for sockets if need be. In /tmp somebody else may have made
+// it before, and whoever owns it, or can write to it, could take the sockets over: the
+// error wraps ErrNotOwn for a folder of another user, or with one of the permissions.
+func OwnFolder(dir string, forbidden fs.FileMode) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !info.IsDir() || !ok || int(stat.Uid) != os.Getuid() || info.Mode().Perm()&forbidden != 0 {
+		return fmt.Errorf("%s %w", dir, ErrNotOwn)
+	}
+	return nil
 }
 
 // folder is an open folder of a machine.

@@ -127,10 +127,10 @@ func TestDeviceReset(t *testing.T) {
 		tell := o.Event
 		resets = make(chan Event, 100)
 		o.Event = func(e Event) {
-			if e.Kind == EventDeviceReset {
-				resets <- e
-			}
 			tell(e)
+			if e.Kind == EventDeviceReset {
+				resets <- e // after tell: the test goes on with this
+			}
 		}
 	})
 	f.must(f.Start())

@@ -142,8 +142,8 @@ func TestReadOnly(t *testing.T) {
 	if err := os.Chmod(path, 0o400); err != nil {
 		t.Fatal(err)
 	}
-	var w warnings
-	d := newDisk(t, Config{Path: path, ReadOnly: true, Warn: w.add})
+	var w virtiotest.Warnings
+	d := newDisk(t, Config{Path: path, ReadOnly: true, Warn: w.Add})
 	if d.Features&FeatureReadOnly == 0 || d.Features&(FeatureDiscard|FeatureWriteZeroes) != 0 {
 		t.Errorf("features %#x", d.Features)
 	}
@@ -157,7 +157,7 @@ func TestReadOnly(t *testing.T) {
 	}
 	d.mustSend(typeFlush, 0)
 	d.expect(0, contents)
-	if list := w.all(); len(list) > 0 {
+	if list := w.All(); len(list) > 0 {
 		t.Errorf("the host was asked to write: %v", list)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"sync"
 	"testing"
 
 	"github.com/godwit-vmm/godwit/devices/virtio/virtiotest"
@@ -66,24 +65,6 @@ func pattern(n int, seed uint64) []byte {
 		p[i] = byte(x) | 1
 	}
 	return p
-}
-
-// warnings collects what a device warns about.
-type warnings struct {
-	mu   sync.Mutex
-	list []error
-}
-
-func (w *warnings) add(err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.list = append(w.list, err)
-}
-
-func (w *warnings) all() []error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return append([]error(nil), w.list...)
 }
 
 // newDevice makes a device that is closed at the end of the test.

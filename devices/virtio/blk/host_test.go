@@ -118,8 +118,8 @@ func TestNoSpace(t *testing.T) {
 		if err := os.Truncate(path, 8<<20); err != nil {
 			t.Fatal(err)
 		}
-		var w warnings
-		d := newDisk(t, Config{Path: path, Warn: w.add, engine: e, noInline: true})
+		var w virtiotest.Warnings
+		d := newDisk(t, Config{Path: path, Warn: w.Add, engine: e, noInline: true})
 		data := pattern(256<<10, 2)
 		failed := 0
 		for i := range 8 {
@@ -130,7 +130,7 @@ func TestNoSpace(t *testing.T) {
 		if failed < 4 || failed == 8 {
 			t.Errorf("%d of 8 writes of 256 KiB into 1 MiB failed", failed)
 		}
-		if list := w.all(); len(list) != 1 || !errors.Is(list[0], unix.ENOSPC) || !strings.Contains(list[0].Error(), path) {
+		if list := w.All(); len(list) != 1 || !errors.Is(list[0], unix.ENOSPC) || !strings.Contains(list[0].Error(), path) {
 			t.Errorf("warnings %v, want one about ENOSPC", list)
 		}
 		// The disk goes on with what there is, and more when there is room.
@@ -146,8 +146,8 @@ func TestShortImage(t *testing.T) {
 	eachEngine(t, func(t *testing.T, e engine) {
 		for _, noInline := range []bool{false, true} {
 			path, contents := makeImage(t, 64<<10)
-			var w warnings
-			d := newDisk(t, Config{Path: path, Warn: w.add, engine: e, noInline: noInline})
+			var w virtiotest.Warnings
+			d := newDisk(t, Config{Path: path, Warn: w.Add, engine: e, noInline: noInline})
 			if err := os.Truncate(path, 32<<10); err != nil {
 				t.Fatal(err)
 			}
@@ -156,7 +156,7 @@ func TestShortImage(t *testing.T) {
 					t.Errorf("read over the new end: status %d", s)
 				}
 			}
-			if list := w.all(); len(list) != 1 || !errors.Is(list[0], unix.EIO) {
+			if list := w.All(); len(list) != 1 || !errors.Is(list[0], unix.EIO) {
 				t.Errorf("warnings %v, want one about EIO", list)
 			}
 			d.expect(0, contents[:32<<10])
@@ -169,8 +169,8 @@ func TestShortImage(t *testing.T) {
 func TestFailingDescriptor(t *testing.T) {
 	for _, noInline := range []bool{false, true} {
 		path, _ := makeImage(t, 8192)
-		var w warnings
-		device := newDevice(t, Config{Path: path, Warn: w.add, engine: enginePool, noInline: noInline})
+		var w virtiotest.Warnings
+		device := newDevice(t, Config{Path: path, Warn: w.Add, engine: enginePool, noInline: noInline})
 		fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -186,7 +186,7 @@ func TestFailingDescriptor(t *testing.T) {
 			}
 		}
 		d.mustSend(typeOut, 0, make([]byte, 512))
-		if list := w.all(); len(list) != 1 || !errors.Is(list[0], unix.EBADF) || !strings.Contains(list[0].Error(), "read") {
+		if list := w.All(); len(list) != 1 || !errors.Is(list[0], unix.EBADF) || !strings.Contains(list[0].Error(), "read") {
 			t.Errorf("warnings %v, want one about EBADF", list)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/godwit-vmm/godwit/devices/virtio/virtiotest"
 	"golang.org/x/sys/unix"
 )
 
@@ -123,8 +124,8 @@ func TestOverlayNoSpace(t *testing.T) {
 			}
 		})
 		base, contents := makeBase(t, 8<<20)
-		var w warnings
-		c := Config{Path: base, Overlay: filepath.Join(dir, "o"), Warn: w.add, engine: e}
+		var w virtiotest.Warnings
+		c := Config{Path: base, Overlay: filepath.Join(dir, "o"), Warn: w.Add, engine: e}
 		d := newDisk(t, c)
 		data := pattern(256<<10, 2)
 		failed := 0
@@ -143,7 +144,7 @@ func TestOverlayNoSpace(t *testing.T) {
 		if most := int64(8-failed)*(256+64)<<10 + 16<<10; blocks(t, c.Overlay)*512 > most {
 			t.Errorf("the overlay takes %d bytes after %d writes that failed, want at most %d", blocks(t, c.Overlay)*512, failed, most)
 		}
-		if list := w.all(); len(list) != 1 || !errors.Is(list[0], unix.ENOSPC) || !strings.Contains(list[0].Error(), c.Overlay) {
+		if list := w.All(); len(list) != 1 || !errors.Is(list[0], unix.ENOSPC) || !strings.Contains(list[0].Error(), c.Overlay) {
 			t.Errorf("warnings %v, want one about ENOSPC and the overlay", list)
 		}
 		// What failed shows as it was, a flush is good, and when there is
@@ -163,8 +164,8 @@ func TestOverlayNoSpace(t *testing.T) {
 // durable, and the clusters of the time are not there in the next boot.
 func TestOverlayFailedSync(t *testing.T) {
 	base, contents := makeBase(t, 4*clusterSize)
-	var w warnings
-	c := Config{Path: base, Overlay: overlayFor(t), Warn: w.add}
+	var w virtiotest.Warnings
+	c := Config{Path: base, Overlay: overlayFor(t), Warn: w.Add}
 	d := session(t, c)
 	d.mustSend(typeOut, 0, pattern(512, 5))
 	copy(contents, pattern(512, 5))

@@ -52,13 +52,13 @@ func TestCapture(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	var c collected
-	g = newGuest(t, Config{Capture: i, Warn: c.add}, virtiotest.Options{})
+	var c virtiotest.Warnings
+	g = newGuest(t, Config{Capture: i, Warn: c.Add}, virtiotest.Options{})
 	for n := range 3 {
 		g.send(testFrame(60, n))
 		g.wire.get()
 	}
-	if errs := c.all(); len(errs) != 1 {
+	if errs := c.All(); len(errs) != 1 {
 		t.Errorf("warnings %v, want one", errs)
 	}
 }

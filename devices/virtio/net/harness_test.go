@@ -301,24 +301,6 @@ func await(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// warnings collects what a device says.
-type collected struct {
-	mu   sync.Mutex
-	errs []error
-}
-
-func (c *collected) add(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.errs = append(c.errs, err)
-}
-
-func (c *collected) all() []error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return slices.Clone(c.errs)
-}
-
 var (
 	_ virtio.Device = (*Device)(nil)
 )

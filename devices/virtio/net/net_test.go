@@ -185,8 +185,8 @@ func TestBackendEnds(t *testing.T) {
 		{"while sending", func(g *guest) { g.send(testFrame(60, 1)) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			var c collected
-			g := newGuest(t, Config{Warn: c.add}, virtiotest.Options{})
+			var c virtiotest.Warnings
+			g := newGuest(t, Config{Warn: c.Add}, virtiotest.Options{})
 			g.give(4, 2048)
 			if err := unix.Shutdown(g.wire.peers[0], unix.SHUT_RDWR); err != nil {
 				t.Fatal(err)
@@ -197,8 +197,8 @@ func TestBackendEnds(t *testing.T) {
 				t.Errorf("status %d, want link down", s)
 			}
 			g.send(testFrame(60, 2)) // is taken and lost
-			await(t, "the operator is warned", func() bool { return len(c.all()) > 0 })
-			if errs := c.all(); len(errs) != 1 || !errors.Is(errs[0], errEnd) {
+			await(t, "the operator is warned", func() bool { return len(c.All()) > 0 })
+			if errs := c.All(); len(errs) != 1 || !errors.Is(errs[0], errEnd) {
 				t.Errorf("warnings %v, want one", errs)
 			}
 			if s := g.device.Stats(); s.Send.Frames != 0 || s.Send.Dropped == 0 {
@@ -298,9 +298,9 @@ func TestControlEffects(t *testing.T) {
 // TestControlTrouble tests that the guest gets an error and the operator one
 // warning when the host refuses.
 func TestControlTrouble(t *testing.T) {
-	var c collected
+	var c virtiotest.Warnings
 	w := newWire(t, 2)
-	g := newGuest(t, Config{Backend: w, Warn: c.add}, virtiotest.Options{})
+	g := newGuest(t, Config{Backend: w, Warn: c.Add}, virtiotest.Options{})
 	w.mu.Lock()
 	w.fail = errors.New("no")
 	w.mu.Unlock()
@@ -312,7 +312,7 @@ func TestControlTrouble(t *testing.T) {
 			t.Errorf("answer %d", got)
 		}
 	}
-	if errs := c.all(); len(errs) != 2 {
+	if errs := c.All(); len(errs) != 2 {
 		t.Errorf("warnings %v, want two", errs)
 	}
 	if s := g.device.Save(); s.Pairs != 1 || s.OffloadsSet {

@@ -376,12 +376,12 @@ func TestTapPairs(t *testing.T) {
 func TestTapDown(t *testing.T) {
 	newNamespace(t)
 	b := openTap(t, tap.Config{Name: "vm0"})
-	var c collected
-	g := newGuest(t, Config{Backend: b, Warn: c.add}, virtiotest.Options{})
+	var c virtiotest.Warnings
+	g := newGuest(t, Config{Backend: b, Warn: c.Add}, virtiotest.Options{})
 	run(t, "ip", "link", "set", "vm0", "down")
 	g.send(testFrame(60, 1))
 	g.send(testFrame(60, 2))
-	if errs := c.all(); len(errs) != 1 || !errors.Is(errs[0], errDown) {
+	if errs := c.All(); len(errs) != 1 || !errors.Is(errs[0], errDown) {
 		t.Errorf("warnings %v, want one", errs)
 	}
 	if s := g.device.Stats().Send; s.Dropped != 2 {
@@ -398,8 +398,8 @@ func TestTapDown(t *testing.T) {
 func TestTapDeleted(t *testing.T) {
 	newNamespace(t)
 	b := openTap(t, tap.Config{Name: "vm0"})
-	var c collected
-	g := newGuest(t, Config{Backend: b, Warn: c.add}, virtiotest.Options{})
+	var c virtiotest.Warnings
+	g := newGuest(t, Config{Backend: b, Warn: c.Add}, virtiotest.Options{})
 	g.give(4, 2048)
 	run(t, "ip", "link", "del", "vm0")
 	g.AwaitConfigChange()
@@ -407,8 +407,8 @@ func TestTapDeleted(t *testing.T) {
 		t.Errorf("status %d, want link down", s)
 	}
 	g.send(testFrame(60, 1))
-	await(t, "the operator is warned", func() bool { return len(c.all()) > 0 })
-	if errs := c.all(); len(errs) != 1 {
+	await(t, "the operator is warned", func() bool { return len(c.All()) > 0 })
+	if errs := c.All(); len(errs) != 1 {
 		t.Errorf("warnings %v, want one", errs)
 	}
 }
