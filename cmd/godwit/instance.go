@@ -21,6 +21,9 @@ const (
 	vsockOff = "off"
 	// agentTimeout bounds how long a guest's agent may take to answer.
 	agentTimeout = 20 * time.Second
+	// helloTimeout bounds how long a guest may take that has connected to say that
+	// it is up.
+	helloTimeout = 10 * time.Second
 	// falseAlarmPause is waited after a guest said that it is up and its
 	// agent did not answer, so that a guest cannot keep the host busy.
 	falseAlarmPause = 100 * time.Millisecond
@@ -191,9 +194,15 @@ func (i *instance) awaitUp(ctx context.Context) (_ *agent.Client, bell net.Conn,
 		if err != nil {
 			return nil, nil, err
 		}
-		// Any program of the guest can connect to this port, but only the
-		// agent can listen at its own.
-		client, err := dialAgent(ctx, i.vsock)
+		var client *agent.Client
+		stop := context.AfterFunc(ctx, func() { _ = bell.Close() })
+		err = agent.AwaitHello(bell, helloTimeout)
+		stop()
+		if err == nil {
+			// Any program of the guest can connect to this port, but only the
+			// agent can listen at its own.
+			client, err = dialAgent(ctx, i.vsock)
+		}
 		if err == nil {
 			if err = i.setUp(client.Info()); err == nil {
 				if i.answers != nil {
@@ -203,7 +212,9 @@ func (i *instance) awaitUp(ctx context.Context) (_ *agent.Client, bell net.Conn,
 			}
 			return nil, nil, errors.Join(err, client.Close(), bell.Close())
 		}
-		if err := errors.Join(bell.Close(), ctx.Err()); err != nil {
+		// It may be closed already.
+		_ = bell.Close()
+		if err := ctx.Err(); err != nil {
 			return nil, nil, err
 		}
 		select {

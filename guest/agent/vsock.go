@@ -3,6 +3,8 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"time"
 
@@ -183,13 +185,36 @@ func (s *Server) ServeVsock(l *VsockListener) error {
 	}
 }
 
+// Hello is what a guest that is up sends on the connection that says so, once the
+// connection stands on its side. A slow guest may give up a connection that the host
+// has accepted already, and dial again.
+const Hello = 'u'
+
+// AwaitHello returns when the guest has sent Hello on a connection to Port, within
+// limit.
+func AwaitHello(c net.Conn, limit time.Duration) error {
+	if err := c.SetReadDeadline(time.Now().Add(limit)); err != nil {
+		return err
+	}
+	var b [1]byte
+	if _, err := io.ReadFull(c, b[:]); err != nil {
+		return fmt.Errorf("the guest did not say that it is up: %w", err)
+	}
+	if b[0] != Hello {
+		return fmt.Errorf("the guest says %q, want %q: that is not godwit's agent", b[0], Hello)
+	}
+	return c.SetReadDeadline(time.Time{})
+}
+
 // Announce tells the host that the guest is up, for which the server must listen
-// already: it connects to Port of the host and keeps the connection. When that
-// ends, as it does when the machine was restored from a snapshot, it connects
+// already: it connects to Port of the host, says Hello and keeps the connection. When
+// that ends, as it does when the machine was restored from a snapshot, it connects
 // again. Announce returns when stop is closed.
 func Announce(stop <-chan struct{}) {
 	for pause := announceFirst; ; {
 		if c, err := DialVsock(Port); err == nil {
+			// If that fails, the connection has ended.
+			_, _ = c.Write([]byte{Hello})
 			held(c, stop)
 			pause = announceFirst
 		} else {
