@@ -28,6 +28,10 @@ type Config struct {
 	// the configuration says the same as that of the saved machine, but for
 	// host paths, names and limits.
 	Saved *Saved
+	// Incoming builds a machine whose guest still runs elsewhere: with empty
+	// memory, its disks inactive, and without a kernel. Load and ActivateDisks
+	// come before Run.
+	Incoming bool
 	// Cmdline is the kernel command line.
 	Cmdline string
 	// Console and Channel get what the guest writes to its first and second
@@ -88,7 +92,7 @@ func (c *Config) check() error {
 		}
 		return nil
 	}
-	if c.Kernel == "" {
+	if c.Kernel == "" && !c.Incoming {
 		return fmt.Errorf("no kernel given")
 	}
 	return nil

@@ -13,6 +13,7 @@ func (m *Machine) addDisks() error {
 		if c.Warn == nil {
 			c.Warn = m.cfg.Warn
 		}
+		c.Inactive = m.cfg.Incoming
 		d, err := blk.New(c)
 		if err != nil {
 			return fmt.Errorf("disk %d: %w", i, err)

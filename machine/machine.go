@@ -103,12 +103,15 @@ func (m *Machine) build() error {
 	if err := m.addMemory(); err != nil {
 		return err
 	}
-	if err := m.newGeneration(); err != nil {
-		return err
+	// A guest that moves stays the same one, and has its generation ID in memory.
+	if !m.cfg.Incoming {
+		if err := m.newGeneration(); err != nil {
+			return err
+		}
 	}
 	m.trace("memory")
 	var entry bootloader.Entry
-	if m.cfg.Saved == nil {
+	if m.boots() {
 		if entry, err = m.load(); err != nil {
 			return err
 		}
@@ -127,17 +130,21 @@ func (m *Machine) build() error {
 	if err := m.addCPUs(cpuid); err != nil {
 		return err
 	}
-	if m.cfg.Saved != nil {
+	switch {
+	case m.cfg.Saved != nil:
 		var s *State
 		if s, err = m.cfg.Saved.State(); err == nil {
 			err = m.restore(s)
 		}
-	} else {
+	case m.boots():
 		err = m.cpus[0].SetEntry(func(r *kvm.Regs, s *kvm.Sregs) { enter(&entry, r, s) })
 	}
 	m.trace("cpus")
 	return err
 }
+
+// boots tells whether the guest begins with a kernel.
+func (m *Machine) boots() bool { return m.cfg.Saved == nil && !m.cfg.Incoming }
 
 func (m *Machine) trace(phase string) {
 	if m.cfg.Trace != nil {
@@ -306,8 +313,10 @@ const flushTimeout = 2 * time.Second
 // reached the writers when Run returns, unless they block. Run is called once.
 func (m *Machine) Run(ctx context.Context) (Outcome, error) {
 	raiseProcs(len(m.cpus))
-	if m.cfg.Saved != nil {
+	if !m.boots() {
 		m.resumeVirtio()
+	}
+	if m.cfg.Saved != nil {
 		m.announceGeneration()
 	}
 	for _, v := range m.cpus {

@@ -78,6 +78,10 @@ type Config struct {
 	Scratch *Scratch `json:"-"`
 	// Direct keeps the disk's data out of the page cache of the host.
 	Direct bool
+	// Inactive opens the image without its lock, and the overlay not at all,
+	// because another process's guest has them still. The device may be used
+	// after Activate.
+	Inactive bool `json:"-"`
 	// Serial is the serial number, at most MaxSerial bytes of ASCII.
 	Serial string
 	// Queues is how many queues there are, each served by a thread; 0 is 1.
@@ -152,7 +156,7 @@ func New(c Config) (_ *Device, err error) {
 	if d.limiter, err = limit.New(c.Limit, c.now); err != nil {
 		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
 	}
-	if d.image, err = openImage(c.Path, c.ReadOnly || c.overlaid(), c.Direct); err != nil {
+	if d.image, err = openImage(c.Path, c.ReadOnly || c.overlaid(), c.Direct, c.Inactive); err != nil {
 		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
 	}
 	defer func() {
@@ -168,7 +172,7 @@ func New(c Config) (_ *Device, err error) {
 		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
 	}
 	d.sectors.Store(size / SectorSize)
-	if c.overlaid() {
+	if c.overlaid() && !c.Inactive {
 		if d.overlay, err = openOverlay(c, d.image, size); err != nil {
 			return nil, fmt.Errorf("disk %s: %w", c.name(), err)
 		}

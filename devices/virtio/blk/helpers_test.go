@@ -97,6 +97,12 @@ func newDiskWith(t testing.TB, c Config, o virtiotest.Options) *disk {
 	return &disk{virtiotest.Start(t, device, o), t, device}
 }
 
+// startDisk starts a device that is there.
+func startDisk(t testing.TB, device *Device) *disk {
+	t.Helper()
+	return &disk{virtiotest.Start(t, device, virtiotest.Options{}), t, device}
+}
+
 // header is that of a request.
 func header(kind uint32, sector uint64) []byte {
 	h := make([]byte, headerSize)

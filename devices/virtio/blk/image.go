@@ -38,8 +38,8 @@ func (g geometry) exponent() uint8 { return uint8(bits.Len32(g.physical/g.logica
 // minIO is the preferred granularity in logical blocks.
 func (g geometry) minIO() uint16 { return uint16(min(g.physical/g.logical, 1<<16-1)) }
 
-// openImage opens and locks the file.
-func openImage(path string, readOnly, direct bool) (_ *image, err error) {
+// openImage opens the file, and locks it unless it is another one's for now.
+func openImage(path string, readOnly, direct, inactive bool) (_ *image, err error) {
 	var st unix.Stat_t
 	// Before it is opened, which with a FIFO or a tape might take long.
 	if err := unix.Stat(path, &st); err != nil {
@@ -62,11 +62,13 @@ func openImage(path string, readOnly, direct bool) (_ *image, err error) {
 	if readOnly {
 		flags = unix.O_RDONLY | unix.O_CLOEXEC
 	}
-	if err := m.openBuffered(flags); err != nil {
+	if err := m.openBuffered(flags, inactive); err != nil {
 		return nil, err
 	}
-	if err := lockFile(m.buffered, path, readOnly); err != nil {
-		return nil, fmt.Errorf("%w: stop that, let both open it read-only, or give each an overlay", err)
+	if !inactive {
+		if err := m.lock(readOnly); err != nil {
+			return nil, err
+		}
 	}
 	if err := m.learnGeometry(); err != nil {
 		return nil, err
@@ -77,8 +79,16 @@ func openImage(path string, readOnly, direct bool) (_ *image, err error) {
 	return m, nil
 }
 
-func (m *image) openBuffered(flags int) (err error) {
-	if m.device && flags&unix.O_ACCMODE != unix.O_RDONLY {
+// lock takes the lock on the file.
+func (m *image) lock(readOnly bool) error {
+	if err := lockFile(m.buffered, m.path, readOnly); err != nil {
+		return fmt.Errorf("%w: stop that, let both open it read-only, or give each an overlay", err)
+	}
+	return nil
+}
+
+func (m *image) openBuffered(flags int, inactive bool) (err error) {
+	if m.device && flags&unix.O_ACCMODE != unix.O_RDONLY && !inactive {
 		// Keeps away what is mounted, or used by the host in other ways
 		// that know nothing of file locks.
 		flags |= unix.O_EXCL

@@ -35,6 +35,11 @@ func lockFile(fd int, path string, shared bool) error {
 	return nil
 }
 
+// unlockFile gives the lock up.
+func unlockFile(fd int) error {
+	return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK, Whence: io.SeekStart})
+}
+
 // holder says who has a lock that is in the way of the wanted one.
 func holder(fd int, path string, wanted unix.Flock_t) string {
 	if err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &wanted); err == nil && wanted.Type != unix.F_UNLCK && wanted.Pid > 0 {
