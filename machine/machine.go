@@ -20,6 +20,7 @@ import (
 	"github.com/godwit-vmm/godwit/devices/virtio/balloon"
 	"github.com/godwit-vmm/godwit/devices/virtio/blk"
 	virtioconsole "github.com/godwit-vmm/godwit/devices/virtio/console"
+	virtionet "github.com/godwit-vmm/godwit/devices/virtio/net"
 	"github.com/godwit-vmm/godwit/kvm"
 	"github.com/godwit-vmm/godwit/memory"
 	"github.com/godwit-vmm/godwit/vcpu"
@@ -46,6 +47,7 @@ type Machine struct {
 	resetRegister *devices.ResetRegister
 	virtio        []*virtioFunction
 	disks         []*blk.Device
+	nets          []*virtionet.Device
 	balloon       *balloon.Device
 	hvc           *virtioconsole.Device
 	console       *devices.Serial
@@ -60,6 +62,8 @@ type Machine struct {
 	// allDirty is set until the log was fetched once, and dirtied counts pages.
 	allDirty bool
 	dirtied  atomic.Uint64
+
+	throttle throttle
 
 	end     sync.Once
 	ended   chan struct{} // closed by finish
@@ -285,6 +289,9 @@ func (m *Machine) Over() bool {
 	}
 }
 
+// Ended is closed when the guest has come to its end.
+func (m *Machine) Ended() <-chan struct{} { return m.ended }
+
 // Console is the first serial port, whose input is what a user types.
 func (m *Machine) Console() *devices.Serial { return m.console }
 
@@ -319,6 +326,12 @@ func (m *Machine) Run(ctx context.Context) (Outcome, error) {
 	if m.cfg.Saved != nil {
 		m.announceGeneration()
 	}
+	if m.cfg.Incoming {
+		// The network is to find the guest where it is now.
+		for _, d := range m.nets {
+			d.Announce()
+		}
+	}
 	for _, v := range m.cpus {
 		v.Start()
 	}
@@ -344,13 +357,17 @@ func (m *Machine) Run(ctx context.Context) (Outcome, error) {
 // Pause stops all processors between two instructions, and then the devices
 // that work beside them.
 func (m *Machine) Pause() {
+	m.pauseCPUs()
+	m.pauseVirtio()
+}
+
+func (m *Machine) pauseCPUs() {
 	for _, v := range m.cpus {
 		v.RequestPause()
 	}
 	for _, v := range m.cpus {
 		v.Pause()
 	}
-	m.pauseVirtio()
 }
 
 // Resume lets devices and processors run on.

@@ -21,6 +21,7 @@ func (m *Machine) addNets() error {
 		if _, err := addVirtio(m, name, d); err != nil {
 			return err
 		}
+		m.nets = append(m.nets, d)
 	}
 	return nil
 }

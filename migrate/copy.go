@@ -3,8 +3,6 @@ package migrate
 import (
 	"context"
 	"errors"
-	"fmt"
-	"math/bits"
 	"time"
 
 	"github.com/godwit-vmm/godwit/memory"
@@ -44,8 +42,6 @@ type Report struct {
 }
 
 const (
-	// maxRun is how many bytes are given to the writer at once.
-	maxRun = 1 << 20
 	// stashSize is how much of the rest is put aside within the pause, so that
 	// the guest need not wait for the writer: a disk may be busy.
 	stashSize = 32 << 20
@@ -124,7 +120,7 @@ func (c *copier) copy(ctx context.Context, l Limits, paused func() error) error 
 		if err := c.src.FetchDirty(c.dirty); err != nil {
 			return err
 		}
-		p.Dirty = countBytes(c.dirty)
+		p.Dirty = CountBytes(c.dirty)
 		if l.enough(p) {
 			break
 		}
@@ -135,7 +131,7 @@ func (c *copier) copy(ctx context.Context, l Limits, paused func() error) error 
 // last copies what is left while the guest is paused. What does not fit into the
 // stash is written then too.
 func (c *copier) last(ctx context.Context, paused func() error) error {
-	stash := newStash(min(stashSize, 2*countBytes(c.dirty)+maxRun))
+	stash := newStash(min(stashSize, 2*CountBytes(c.dirty)+maxRun))
 	began := time.Now()
 	c.src.Pause()
 	running := false
@@ -150,8 +146,8 @@ func (c *copier) last(ctx context.Context, paused func() error) error {
 	if err := c.src.FetchDirty(c.dirty); err != nil {
 		return err
 	}
-	n := countBytes(c.dirty)
-	if err := c.runs(ctx, stash.take(c.to)); err != nil {
+	n := CountBytes(c.dirty)
+	if err := EachRun(ctx, c.mem, c.dirty, stash.take(c.to)); err != nil {
 		return err
 	}
 	if err := paused(); err != nil {
@@ -172,67 +168,8 @@ func (c *copier) last(ctx context.Context, paused func() error) error {
 
 // round copies the dirty pages and forgets that they are.
 func (c *copier) round(ctx context.Context) (uint64, error) {
-	n := countBytes(c.dirty)
-	return n, c.runs(ctx, c.to.WritePages)
-}
-
-// runs calls write for the runs of dirty pages, and clears their bits.
-func (c *copier) runs(ctx context.Context, write func(offset int64, p []byte) error) error {
-	for _, r := range c.mem.Regions() {
-		first, end := r.Offset/memory.PageSize, (r.Offset+r.Size)/memory.PageSize
-		for at := first; ; {
-			from, n := nextRun(c.dirty, at, end, maxRun/memory.PageSize)
-			if n == 0 {
-				break
-			}
-			if err := ctx.Err(); err != nil {
-				return context.Cause(ctx)
-			}
-			offset := from * memory.PageSize
-			p := r.Mem[offset-r.Offset : offset-r.Offset+n*memory.PageSize]
-			if err := write(int64(offset), p); err != nil {
-				return fmt.Errorf("copy %d bytes of guest memory at %#x: %w", len(p), offset, err)
-			}
-			at = from + n
-		}
-	}
-	clear(c.dirty)
-	return nil
-}
-
-// nextRun finds the first run of set bits from bit at on, before bit end; it is at
-// most most long, and 0 if there is none.
-func nextRun(words []uint64, at, end, most uint64) (first, n uint64) {
-	for at < end {
-		w := words[at/64] >> (at % 64)
-		if w == 0 {
-			at = (at/64 + 1) * 64
-			continue
-		}
-		at += uint64(bits.TrailingZeros64(w))
-		break
-	}
-	if at >= end {
-		return end, 0
-	}
-	first = at
-	for at < end && at-first < most {
-		w := ^words[at/64] >> (at % 64)
-		run := min(uint64(bits.TrailingZeros64(w)), 64-at%64)
-		if run == 0 {
-			break
-		}
-		at += run
-	}
-	return first, min(at, end, first+most) - first
-}
-
-func countBytes(words []uint64) uint64 {
-	n := 0
-	for _, w := range words {
-		n += bits.OnesCount64(w)
-	}
-	return uint64(n) * memory.PageSize
+	n := CountBytes(c.dirty)
+	return n, EachRun(ctx, c.mem, c.dirty, c.to.WritePages)
 }
 
 // stash keeps copies of pages for later.

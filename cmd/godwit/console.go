@@ -133,6 +133,9 @@ func quitStatus(cause error) error {
 	case errors.Is(cause, errQuit):
 		fmt.Fprintln(os.Stderr, "\ngodwit: the guest was switched off")
 		return nil
+	case errors.Is(cause, vmm.ErrMigrated):
+		fmt.Fprintln(os.Stderr, "\ngodwit: the guest has moved to another host")
+		return nil
 	case errors.Is(cause, errKilled):
 		return errors.New("killed by a signal before the guest had shut down")
 	default:

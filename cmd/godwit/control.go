@@ -189,6 +189,7 @@ func (h *host) api() (*api.Server, bool) {
 			Console: &ring.Handler{Ring: h.console, Send: h.vm.Input},
 			Events:  h.events,
 			Metrics: f, MetricsFile: f.writeTo, FlushMetrics: f.flush,
+			Journal: openJournal,
 		})
 	})
 	return h.server, ok

@@ -44,6 +44,8 @@ type naming struct {
 	nameOf func() (string, error)
 	// renew, if set, is called with the agent of a restored guest, once.
 	renew func(context.Context, *agent.Client)
+	// arriving guests come from another host, which the journal need not know yet.
+	arriving bool
 }
 
 // instance is how others find the guest that this process runs, over reboots.
@@ -107,9 +109,14 @@ func newInstance(n naming) (*instance, error) {
 	i := &instance{name: n.name, renew: n.renew}
 	var err error
 	if n.named {
+		if !n.arriving {
+			if err := mayStart(n.name); err != nil {
+				return nil, err
+			}
+		}
 		i.dir, err = rundir.Create(n.name)
 	} else {
-		i.dir, err = rundir.CreateNumbered(n.name)
+		i.dir, err = rundir.CreateNumbered(n.name, func(name string) bool { return mayStart(name) == nil })
 	}
 	switch {
 	case err == nil:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,8 +20,9 @@ import (
 
 // The values of --clock.
 const (
-	clockHost  = "host"
-	clockSaved = "saved"
+	clockHost     = "host"
+	clockSaved    = "saved"
+	clockRealtime = "realtime"
 )
 
 func newRestore() *cobra.Command {
@@ -50,9 +52,10 @@ new seed.`,
 			if _, started := os.LookupEnv(readyVariable); (o.wait || o.detach) && !started {
 				return bootInBackground(cmd.Context(), &o, cmd.OutOrStdout())
 			}
-			if clock != clockHost && clock != clockSaved {
-				return fmt.Errorf("--clock %s: want %s or %s", clock, clockHost, clockSaved)
+			if !slices.Contains([]string{clockHost, clockSaved, clockRealtime}, clock) {
+				return fmt.Errorf("--clock %s: want %s, %s or %s", clock, clockHost, clockSaved, clockRealtime)
 			}
+			o.load.ClockRealtime = clock == clockRealtime
 			if paused && o.wait {
 				return errors.New("--wait for a guest that is --paused would be for ever: leave one out")
 			}
@@ -64,7 +67,7 @@ new seed.`,
 			if o.load.Taps, err = pairs("--tap", taps); err != nil {
 				return err
 			}
-			return restore(cmd.Context(), &o, clock == clockHost)
+			return restore(cmd.Context(), &o, clock != clockSaved)
 		},
 	}
 	f := c.Flags()
@@ -77,7 +80,7 @@ new seed.`,
 	f.StringVar(&o.vsock, "vsock", "", "have the socket of the guest's vsock device at `PATH` (default: in the folder of the running guest)")
 	f.BoolVar(&o.load.TrackDirty, "track", false, "keep track of what the guest writes, so that its next snapshot can be a --diff on this one")
 	f.BoolVar(&paused, "paused", false, "leave the guest paused, until \"godwit resume\"")
-	f.StringVar(&clock, "clock", clock, "what the guest's wall clock shows: the time of the host, or goes on from what was saved (host, saved)")
+	f.StringVar(&clock, "clock", clock, "what the guest's clocks show: the wall clock the time of the host, which its agent sets (host); both go on from what was saved (saved); both have gone on since then, so that timers that are due fire, agent or not (realtime)")
 	f.BoolVar(&o.detach, "detach", false, "restore in the background, print the guest's name and end as soon as the guest runs")
 	f.BoolVar(&o.wait, "wait", false, "restore in the background, print the guest's name and end when its agent answers")
 	f.DurationVar(&o.waitTimeout, "wait-timeout", 2*time.Minute, "end a guest that does not answer after this time with --wait; 0 waits for ever")

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/godwit-vmm/godwit/internal/vmm"
+	"github.com/godwit-vmm/godwit/migrate/handover"
 )
 
 // Limits on a client that does not get on: the socket is for programs of this
@@ -38,6 +39,8 @@ type Options struct {
 	// FlushMetrics has it done now.
 	MetricsFile  func(path string) error
 	FlushMetrics func() error
+	// Journal opens the journal of this host's migrations.
+	Journal func() (*handover.Journal, error)
 }
 
 // Server serves the API.
@@ -46,8 +49,9 @@ type Server struct {
 	o      Options
 	logger logger
 	// metrics is what a client has asked for, nil for nothing.
-	metrics atomic.Pointer[Metrics]
-	http    http.Server
+	metrics   atomic.Pointer[Metrics]
+	migration migration
+	http      http.Server
 }
 
 // New makes a server for a guest.

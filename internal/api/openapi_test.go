@@ -163,7 +163,7 @@ func (d *document) checkObject(schema map[string]any, v any, where string) error
 func TestDocument(t *testing.T) {
 	d := parseDocument(t)
 	s := New(vmm.New(t.Context(), vmm.Options{}, Defaults()), Options{})
-	known := []string{"GET /console", "GET /events", "GET /metrics", "GET /openapi.yaml"}
+	known := []string{"GET /console", "GET /events", "GET /metrics", "GET /openapi.yaml", "PUT /migration"}
 	for at := range s.routes() {
 		path := at.path
 		switch path {

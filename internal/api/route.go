@@ -10,6 +10,9 @@ import (
 	"github.com/godwit-vmm/godwit/internal/vmm"
 )
 
+// answered is what is left to send when the answer was sent already.
+var answered any = new(struct{ _ byte })
+
 // request is what a resource gets to know of a request.
 type request struct {
 	*http.Request
@@ -51,6 +54,8 @@ func (s *Server) routes() map[route]resource {
 		{"PATCH", "/vm"}:                    s.patchVM,
 		{"PUT", "/snapshot/create"}:         s.createSnapshot,
 		{"PUT", "/snapshot/load"}:           s.loadSnapshot,
+		{"GET", "/migration"}:               s.getMigration,
+		{"PATCH", "/migration"}:             s.patchMigration,
 		{"PUT", "/logger"}:                  s.putLogger,
 		{"PUT", "/metrics"}:                 s.putMetrics,
 		{"PUT", "/cpu-config"}:              refuse(noTemplates),
@@ -106,6 +111,11 @@ func (s *Server) handler() http.Handler {
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		answer, err := func() (any, error) {
 			switch resource := resources[at]; {
+			case at == route{"PUT", "/migration"}:
+				if err := s.putMigration(w, &request{r, id}); err != nil {
+					return nil, err
+				}
+				return answered, nil
 			case resource == nil:
 				return nil, fault(fmt.Sprintf("Invalid request method and/or path: %s %s.", r.Method, r.URL.Path))
 			case r.Method == http.MethodGet && r.ContentLength != 0:
@@ -115,6 +125,9 @@ func (s *Server) handler() http.Handler {
 			}
 		}()
 		s.logger.request(r, err)
+		if answer == answered {
+			return
+		}
 		reply(w, answer, err)
 	})
 }

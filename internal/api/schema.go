@@ -1,6 +1,10 @@
 package api
 
-import "time"
+import (
+	"time"
+
+	"github.com/godwit-vmm/godwit/migrate/live"
+)
 
 // The bodies of requests and answers, with the names of Firecracker's. A field with
 // api:"required" has to be there in a request. What is described in openapi.yaml is
@@ -229,4 +233,46 @@ type Stats struct {
 	Started time.Time `json:"started"`
 	// Uptime is in microseconds.
 	Uptime int64 `json:"uptime_us"`
+}
+
+// Migration is the body of PUT /migration: where the guest is to move, and how. It is
+// godwit's own, as all of /migration.
+type Migration struct {
+	// Address is HOST:PORT or unix:PATH.
+	Address string `json:"address" api:"required"`
+	// Cert, Key and CA are paths of PEM files; with none of them connections are plain.
+	Cert string `json:"tls_cert,omitempty"`
+	Key  string `json:"tls_key,omitempty"`
+	CA   string `json:"tls_ca,omitempty"`
+	// Connections for memory, 0 for the usual number.
+	Connections int `json:"connections,omitempty"`
+	// Bandwidth in bytes a second, 0 for no limit.
+	Bandwidth uint64 `json:"bandwidth_bytes,omitempty"`
+	// Downtime and Timeout in milliseconds, 0 for the usual one and for none.
+	Downtime int64 `json:"downtime_ms,omitempty"`
+	Timeout  int64 `json:"timeout_ms,omitempty"`
+	// Compress is none, zstd or auto.
+	Compress     string `json:"compress,omitempty"`
+	AutoConverge bool   `json:"auto_converge,omitempty"`
+}
+
+// MigrationUpdate is the body of PATCH /migration.
+type MigrationUpdate struct {
+	// Action is cancel, run-here, give-up, or empty.
+	Action string `json:"action,omitempty"`
+	// Statement says, with run-here, how the other host is kept from ever running the
+	// guest.
+	Statement string `json:"statement,omitempty"`
+	// Bandwidth in bytes a second, 0 for no limit.
+	Bandwidth *uint64 `json:"bandwidth_bytes,omitempty"`
+}
+
+// MigrationStatus is the answer of GET /migration, and a line of that of PUT: the last one
+// has Report or Error.
+type MigrationStatus struct {
+	// Address is empty if there was no migration.
+	Address  string         `json:"address,omitempty"`
+	Progress *live.Progress `json:"progress,omitempty"`
+	Report   *live.Report   `json:"report,omitempty"`
+	Error    string         `json:"error,omitempty"`
 }

@@ -39,14 +39,24 @@ func Create(name string) (*Dir, error) {
 // maxNumbered bounds the names that CreateNumbered tries.
 const maxNumbered = 1000
 
-// CreateNumbered is Create with the first free name of NAME, NAME-2, NAME-3 and
-// so on.
-func CreateNumbered(name string) (*Dir, error) {
-	d, err := Create(name)
-	for i := 2; errors.Is(err, ErrRunning) && i <= maxNumbered; i++ {
-		d, err = Create(fmt.Sprintf("%s-%d", name, i))
+// CreateNumbered is Create with the first of NAME, NAME-2, NAME-3 and so on that is
+// free and that may tells to be allowed; nil allows all.
+func CreateNumbered(name string, may func(name string) bool) (*Dir, error) {
+	err := error(ErrRunning)
+	for i := 1; i <= maxNumbered; i++ {
+		next := name
+		if i > 1 {
+			next = fmt.Sprintf("%s-%d", name, i)
+		}
+		if may != nil && !may(next) {
+			continue
+		}
+		var d *Dir
+		if d, err = Create(next); !errors.Is(err, ErrRunning) {
+			return d, err
+		}
 	}
-	return d, err
+	return nil, err
 }
 
 // make makes the folder in the place of one that a process left which was

@@ -116,7 +116,7 @@ func TestLifeOfAMachine(t *testing.T) {
 func TestNumbered(t *testing.T) {
 	base(t)
 	for _, want := range []string{"vm", "vm-2", "vm-3"} {
-		d, err := CreateNumbered("vm")
+		d, err := CreateNumbered("vm", nil)
 		if err != nil || d.Name() != want {
 			t.Fatalf("got %v, %v, want %s", d, err, want)
 		}
@@ -319,7 +319,7 @@ func TestLog(t *testing.T) {
 func BenchmarkCreateAndClose(b *testing.B) {
 	b.Setenv("GODWIT_RUNTIME_DIR", b.TempDir())
 	for b.Loop() {
-		d, err := CreateNumbered("vm")
+		d, err := CreateNumbered("vm", nil)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -23,6 +23,9 @@ const (
 	// guest from one.
 	EventSnapshot EventKind = "snapshot"
 	EventRestored EventKind = "restored"
+	// EventMigrated is the guest's move to another host, where EventArrived is told.
+	EventMigrated EventKind = "migrated"
+	EventArrived  EventKind = "arrived"
 	// EventEnded is the last one.
 	EventEnded EventKind = "ended"
 	// EventDeviceReset is a virtio device that does nothing any more until its
@@ -39,7 +42,8 @@ type Event struct {
 	Kind EventKind
 	// Outcome is how the guest ended, with EventEnded.
 	Outcome machine.Outcome
-	// Path is the snapshot, with EventSnapshot and EventRestored.
+	// Path is the snapshot, with EventSnapshot and EventRestored, and the other host's
+	// address, with EventMigrated and EventArrived.
 	Path string
 	// Device is the name of the device, with EventDeviceReset.
 	Device string

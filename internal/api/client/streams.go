@@ -138,3 +138,33 @@ func (c *Console) Write(p []byte) (int, error) { return c.conn.Write(p) }
 
 // Close detaches from the console, and ends a Read that waits. The guest goes on.
 func (c *Console) Close() error { return c.conn.Close() }
+
+// maxLine bounds a line of an answer in bytes.
+const maxLine = 64 << 10
+
+// Lines sends a request whose answer has a JSON object a line, for as long as what was
+// asked for takes, and calls each for all of them. It ends when the answer does.
+func (c *Client) Lines(ctx context.Context, method, path string, body any, each func([]byte) error) error {
+	got, err := c.send(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer got.Body.Close()
+	in := bufio.NewReaderSize(got.Body, maxLine)
+	for {
+		line, err := in.ReadSlice('\n')
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, bufio.ErrBufferFull):
+			return fmt.Errorf("%s %s: a line is longer than %d bytes", method, path, maxLine)
+		case errors.Is(err, io.EOF), gone(err):
+			return nil
+		case err != nil:
+			return plain(ctx, method, path, err)
+		}
+		if err := each(bytes.TrimSuffix(line, []byte("\n"))); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,257 @@
+package live
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/godwit-vmm/godwit/memory"
+	"github.com/godwit-vmm/godwit/migrate/handover"
+	"github.com/godwit-vmm/godwit/migrate/stream"
+)
+
+// Incoming is a guest that is to come. Its methods are called one at a time.
+type Incoming interface {
+	// Name is what the guest is called here.
+	Name() string
+	// Prepare builds the machine that the offer describes. It checks everything that
+	// could fail later, and its error, which may be several joined ones, has all
+	// reasons why the guest cannot come.
+	Prepare(offer Offer) (*memory.Guest, error)
+	// Load puts the machine, whose memory has come, into a state.
+	Load(state []byte) error
+	// TakeLocks and DropLocks are about the disks.
+	TakeLocks() error
+	DropLocks() error
+	// Run lets the guest run.
+	Run() error
+	// Destroy makes sure that the guest never runs here. It comes after Prepare,
+	// failed or not, unless Run does, and may come twice.
+	Destroy()
+	// Died is closed when a guest that runs has ended.
+	Died() <-chan struct{}
+	// Tell is told how the migration stands.
+	Tell(p handover.Phase, reason string)
+}
+
+// destination is a migration that comes in.
+type destination struct {
+	server   *Server
+	in       Incoming
+	offer    Offer
+	acceptor stream.Acceptor
+	driver   *driver
+	machine  handover.Destination
+	receiver *stream.Receiver
+	// memory ends when no more memory is taken.
+	memory context.Context
+	there  Times
+	// told is set when the source was sent the times.
+	told bool
+
+	mu sync.Mutex
+	// data counts the connections for memory that have come; served those whose memory
+	// is complete, and broken is what went wrong with one.
+	data, served int
+	broken       error
+	changed      sync.Cond
+	// closing is set when no more memory is taken, and stopServing ends what takes it.
+	closing     bool
+	stopServing context.CancelFunc
+	serving     sync.WaitGroup
+
+	// loading is held while the machine is loaded or destroyed; gone is the latter.
+	loading sync.Mutex
+	gone    bool
+}
+
+// run is the life of the migration, from its offer on. It returns when the machine has
+// ended, or ctx.
+func (d *destination) run(ctx context.Context, c *control) error {
+	mem, err := d.in.Prepare(d.offer)
+	if err == nil {
+		d.receiver, err = stream.NewReceiver(mem, stream.ReceiverOptions{})
+	}
+	var slot *handover.Slot
+	if err == nil {
+		slot, err = d.server.Journal.Acquire(handover.Key{VM: d.in.Name(), Role: handover.RoleDestination, ID: d.offer.ID})
+	}
+	if err != nil {
+		d.in.Destroy()
+		return errors.Join(err, c.sendJSON(frameAnswer, Answer{Host: d.server.Host, Reasons: reasons(err)}))
+	}
+	defer slot.Close()
+	slot.Peer = c.conn.RemoteAddr().String()
+	d.machine = handover.NewDestination(d.offer.ID, d.offer.Epoch)
+	d.driver = newDriver(part{
+		step: func(e handover.Event) (actions []handover.Action) {
+			d.machine, actions = d.machine.Step(e)
+			return actions
+		},
+		final:     func() bool { return d.machine.Final() },
+		slot:      slot,
+		takeLocks: d.takeLocks, dropLocks: d.in.DropLocks,
+		run: d.start, destroy: d.destroy, resume: func() {}, report: d.in.Tell,
+	}, d.server.Waits)
+	var serving context.Context
+	serving, d.stopServing = context.WithCancel(ctx)
+	defer d.stopServing()
+	d.memory = serving
+	d.server.ready(d)
+	d.driver.attach(c)
+	if err := c.sendJSON(frameAnswer, Answer{Host: d.server.Host}); err != nil {
+		d.destroy()
+		return err
+	}
+	go d.hear(c)
+	go func() {
+		select {
+		case <-d.in.Died():
+			d.driver.post(handover.Event{Kind: handover.GuestDied, Reason: "the guest has ended"})
+		case <-d.driver.over:
+		}
+	}()
+	err = d.driver.run(ctx, nil)
+	d.driver.attach(nil)
+	if err != nil && !d.machine.MayRun() {
+		// A source that asks will hear from the next process that it is refused.
+		d.destroy()
+	}
+	return err
+}
+
+// destroy is the driver's. Nothing uses the machine's memory any more when it is gone.
+func (d *destination) destroy() {
+	d.mu.Lock()
+	d.closing = true
+	d.mu.Unlock()
+	d.stopServing()
+	d.serving.Wait()
+	d.loading.Lock()
+	defer d.loading.Unlock()
+	d.gone = true
+	d.in.Destroy()
+}
+
+// reasons takes a joined error apart.
+func reasons(err error) []string {
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
+		var all []string
+		for _, e := range many.Unwrap() {
+			all = append(all, reasons(e)...)
+		}
+		return all
+	}
+	return []string{err.Error()}
+}
+
+// hear listens to the source.
+func (d *destination) hear(c *control) {
+	err := d.driver.listen(c, func(k kind, body []byte) error {
+		if k != frameState {
+			return fmt.Errorf("control message of kind %d from the source", k)
+		}
+		return d.load(body)
+	})
+	if d.driver.detach(c) {
+		d.driver.post(handover.Event{Kind: handover.LinkLost, Reason: "the connection with the source was lost: " + err.Error()})
+	}
+}
+
+// again takes another control connection of the source.
+func (d *destination) again(conn net.Conn) {
+	c := newControl(conn)
+	d.driver.attach(c)
+	d.driver.post(handover.Event{Kind: handover.LinkBack})
+	d.hear(c)
+}
+
+// load waits for the last page, and loads the state.
+func (d *destination) load(state []byte) error {
+	d.mu.Lock()
+	for d.served < d.offer.Connections && d.broken == nil {
+		d.changed.Wait()
+	}
+	err := d.broken
+	d.mu.Unlock()
+	d.loading.Lock()
+	defer d.loading.Unlock()
+	began := time.Now()
+	if err == nil && d.gone {
+		err = errors.New("the migration was called off")
+	}
+	if err == nil {
+		err = d.in.Load(state)
+	}
+	d.there.Load = time.Since(began)
+	if err != nil {
+		d.driver.post(handover.Event{Kind: handover.Failed, Reason: err.Error()})
+		return nil // the machine says so to the source
+	}
+	d.driver.post(handover.Event{Kind: handover.StateLoaded})
+	return nil
+}
+
+// serve takes memory from a connection, until the source has sent all.
+func (d *destination) serve(ctx context.Context, conn net.Conn, p stream.Preamble) {
+	ready, err := d.acceptor.Accept(ctx, conn, p)
+	if err != nil {
+		return // the source knows; who did not get in is not the source
+	}
+	defer ready.Close()
+	d.mu.Lock()
+	d.data++
+	superfluous := d.data > d.offer.Connections || d.closing
+	if !superfluous {
+		d.serving.Add(1)
+	}
+	d.mu.Unlock()
+	if superfluous {
+		return
+	}
+	err = d.receiver.Serve(d.memory, ready)
+	d.serving.Done()
+	d.mu.Lock()
+	if err == nil {
+		d.served++
+	} else if d.broken == nil {
+		d.broken = err
+	}
+	d.mu.Unlock()
+	d.changed.Broadcast()
+	if err != nil {
+		d.driver.post(handover.Event{Kind: handover.Failed, Reason: err.Error()})
+	}
+}
+
+// takeLocks is the driver's, and start, too: they note how long they took.
+func (d *destination) takeLocks() error {
+	began := time.Now()
+	err := d.in.TakeLocks()
+	d.there.Locks = time.Since(began)
+	return err
+}
+
+func (d *destination) start() error {
+	began := time.Now()
+	err := d.in.Run()
+	d.there.Run, d.there.Journal = time.Since(began), d.driver.wrote
+	if d.told {
+		return err
+	}
+	d.told = true
+	// Before STARTED, which comes next. Without it the report is poorer, no more.
+	if text, e := json.Marshal(d.there); e == nil {
+		d.driver.mu.Lock()
+		link := d.driver.link
+		d.driver.mu.Unlock()
+		if link != nil {
+			_ = link.send(frameTimes, text)
+		}
+	}
+	return err
+}

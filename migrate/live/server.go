@@ -1,0 +1,242 @@
+package live
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/godwit-vmm/godwit/migrate/handover"
+	"github.com/godwit-vmm/godwit/migrate/stream"
+)
+
+// offerTime is how long a source may take to make its offer.
+const offerTime = 20 * time.Second
+
+// maxPending bounds how many connections may be without a migration at once.
+const maxPending = 64
+
+// Server takes guests that come, and answers for those that came.
+type Server struct {
+	// Journal is this host's, Host its name for people.
+	Journal *handover.Journal
+	Host    string
+	// TLS is nil for plain connections.
+	TLS *tls.Config
+	// New makes the Incoming for a guest, or says why there is no place for it.
+	New func(Offer) (Incoming, error)
+	// Ended, if set, is told of each migration that is over for this side, with the
+	// state that it came to; and of those that never began, with an error.
+	Ended func(offer Offer, state handover.DestinationState, err error)
+	Waits Waits
+
+	mu       sync.Mutex
+	sessions map[handover.ID]*destination
+	work     sync.WaitGroup
+}
+
+// Serve takes connections from l until ctx ends, which closes l and breaks off what is
+// under way: a guest that has not been taken over is refused.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	defer s.work.Wait()
+	places := make(chan struct{}, maxPending)
+	for {
+		conn, err := l.Accept()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("accept a migration: %w", err)
+		}
+		places <- struct{}{}
+		s.work.Go(func() {
+			p, err := stream.ReadPreamble(conn, time.Now().Add(stream.SetUpTime))
+			<-places
+			if err != nil {
+				_ = conn.Close()
+				return
+			}
+			s.Take(ctx, conn, p)
+		})
+	}
+}
+
+// Take takes a connection whose preamble was read. It returns when the connection is not
+// needed any more.
+func (s *Server) Take(ctx context.Context, conn net.Conn, p stream.Preamble) {
+	id := handover.ID(p.ID)
+	d := s.session(id)
+	switch {
+	case d == nil && p.Channel != stream.Control:
+		stream.Refuse(conn, fmt.Sprintf("migration %s is not known here: start it again from the source", id))
+		_ = conn.Close()
+	case p.Channel == stream.Data:
+		d.serve(ctx, conn, p)
+	case p.Channel == stream.Control:
+		// Each has a token of its own: the source may have been started again.
+		a := &stream.Acceptor{ID: p.ID, TLS: s.TLS}
+		if d == nil {
+			d = &destination{server: s, acceptor: stream.Acceptor{ID: p.ID, TLS: s.TLS}}
+			d.changed.L = &d.mu
+			a = &d.acceptor
+		}
+		ready, err := a.Accept(ctx, conn, p)
+		if err != nil {
+			return
+		}
+		if a != &d.acceptor {
+			d.again(ready)
+			return
+		}
+		s.begin(ctx, d, id, ready)
+	default:
+		stream.Refuse(conn, "this destination has no use for such a connection")
+		_ = conn.Close()
+	}
+}
+
+func (s *Server) session(id handover.ID) *destination {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sessions[id]
+}
+
+// ready has connections find a migration.
+func (s *Server) ready(d *destination) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sessions == nil {
+		s.sessions = make(map[handover.ID]*destination)
+	}
+	s.sessions[d.offer.ID] = d
+}
+
+func (s *Server) forget(d *destination) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sessions[d.offer.ID] == d {
+		delete(s.sessions, d.offer.ID)
+	}
+}
+
+// begin finds out what a source wants that has no migration here, and does it.
+func (s *Server) begin(ctx context.Context, d *destination, id handover.ID, conn net.Conn) {
+	c := newControl(conn)
+	defer c.conn.Close()
+	if err := c.conn.SetReadDeadline(time.Now().Add(offerTime)); err != nil {
+		return
+	}
+	defer context.AfterFunc(ctx, func() { _ = c.conn.Close() })()
+	k, body, err := c.receive()
+	if err != nil {
+		return
+	}
+	switch k {
+	case frameOffer:
+		err = s.take(ctx, d, c, body)
+		if s.Ended != nil {
+			s.Ended(d.offer, d.machine.State(), err)
+		}
+	case frameHandover:
+		if m, err := handover.DecodeMessage(body); err == nil && m.ID == id {
+			s.answer(ctx, c, m)
+		}
+	}
+}
+
+// take takes a guest that is offered.
+func (s *Server) take(ctx context.Context, d *destination, c *control, body []byte) error {
+	err := json.Unmarshal(body, &d.offer)
+	if err == nil {
+		err = d.offer.check()
+	}
+	if err == nil && stream.ID(d.offer.ID) != d.acceptor.ID {
+		err = errors.New("the offer is about another migration than its connection")
+	}
+	if err == nil {
+		d.in, err = s.New(d.offer)
+	}
+	if err == nil {
+		err = c.conn.SetReadDeadline(time.Time{})
+	}
+	if err != nil {
+		return errors.Join(err, c.sendJSON(frameAnswer, Answer{Host: s.Host, Reasons: reasons(err)}))
+	}
+	defer s.forget(d)
+	return d.run(ctx, c)
+}
+
+// answer speaks for a migration whose process is gone, as its record tells, or refuses one
+// that nothing is known of (rule 4 of package handover).
+func (s *Server) answer(ctx context.Context, c *control, m handover.Message) {
+	slot, d, first, err := s.recall(m)
+	if err != nil {
+		return // another process has it, which the source finds sooner or later
+	}
+	defer slot.Close()
+	nothing := func() error { return nil }
+	driver := newDriver(part{
+		step: func(e handover.Event) (actions []handover.Action) {
+			d, actions = d.Step(e)
+			return actions
+		},
+		final: d.Final, slot: slot,
+		takeLocks: nothing, dropLocks: nothing, run: func() error { return errors.New("its process has ended") },
+		resume: func() {}, destroy: func() {}, report: func(handover.Phase, string) {},
+	}, s.Waits)
+	driver.final = func() bool { return d.Final() }
+	if err := c.conn.SetReadDeadline(time.Time{}); err != nil {
+		return
+	}
+	driver.attach(c)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		defer stop()
+		driver.post(handover.Event{Kind: handover.Received, Message: m})
+		_ = driver.listen(c, func(k kind, _ []byte) error { return fmt.Errorf("control message of kind %d", k) })
+	}()
+	// It ends with the acknowledgement, or the connection: the source asks again.
+	_ = driver.run(ctx, first)
+	driver.attach(nil)
+}
+
+// recall finds what is known of a migration.
+func (s *Server) recall(m handover.Message) (*handover.Slot, handover.Destination, []handover.Action, error) {
+	var none handover.Destination
+	all, err := s.Journal.List()
+	if err != nil {
+		return nil, none, nil, err
+	}
+	key := handover.Key{VM: unknownGuest, Role: handover.RoleDestination, ID: m.ID}
+	for _, f := range all {
+		if f.ID == m.ID && f.Role == handover.RoleDestination {
+			key = f.Key
+		}
+	}
+	slot, err := s.Journal.Acquire(key)
+	if err != nil {
+		return nil, none, nil, err
+	}
+	if key.VM == unknownGuest {
+		d, first := handover.UnknownDestination(m.ID, m.Epoch)
+		return slot, d, first, nil
+	}
+	r, err := slot.Load()
+	if err == nil {
+		var d handover.Destination
+		var first []handover.Action
+		if d, first, err = handover.RestoreDestination(r); err == nil {
+			return slot, d, first, nil
+		}
+	}
+	return nil, none, nil, errors.Join(err, slot.Close())
+}
+
+// unknownGuest is the name in records of migrations of which nothing is known.
+const unknownGuest = "unknown"
