@@ -241,23 +241,38 @@ func startHosts() (chan runner, func() error, error) {
 		return nil, end, fmt.Errorf("build godwit: %w\n%s", err, out)
 	}
 	runners := make(chan runner, hosts)
+	network, shared := lab.NewNetwork(), filepath.Join(dir, "shared.img")
+	if err := makeSparse(shared, sharedSize); err != nil {
+		return nil, end, err
+	}
 	hardware := doctor.CanBoot(doctor.Examine(doctor.Host{}))
-	for range hosts {
+	for i := range hosts {
 		if hardware {
 			runners <- &local{binary}
 			continue
 		}
-		h, err := startLab(binary, k)
+		h, err := startLab(binary, k, lab.Options{Number: i + 1, Network: network, Disks: []string{shared}})
 		if err != nil {
 			return nil, end, err
 		}
 		cleanup = append(cleanup, h.Close)
-		runners <- &emulated{h}
+		runners <- &emulated{h, i + 1}
 	}
 	return runners, end, nil
 }
 
-func startLab(binary string, k guest.Kernel) (*lab.Host, error) {
+// sharedSize is the size in bytes of the disk that all emulated hosts have.
+const sharedSize = 64 << 20
+
+func makeSparse(path string, size int64) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Truncate(size), f.Close())
+}
+
+func startLab(binary string, k guest.Kernel, o lab.Options) (*lab.Host, error) {
 	files, err := lab.GodwitFiles(binary, k)
 	if err != nil {
 		return nil, err
@@ -265,7 +280,8 @@ func startLab(binary string, k guest.Kernel) (*lab.Host, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	// Room for the largest guest, used only as far as it is touched.
-	h, err := lab.Start(ctx, lab.Options{Kernel: k, CPUs: 1, MemoryMiB: 8192, Files: files})
+	o.Kernel, o.CPUs, o.MemoryMiB, o.Files = k, 1, 8192, files
+	h, err := lab.Start(ctx, o)
 	if err != nil {
 		return nil, fmt.Errorf("emulated host: %w", err)
 	}
@@ -303,7 +319,11 @@ func (p *localProcess) Wait() (int, error) {
 }
 
 // emulated runs godwit in an emulated host.
-type emulated struct{ host *lab.Host }
+type emulated struct {
+	host *lab.Host
+	// number is the host's.
+	number int
+}
 
 func (e *emulated) start(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer, args ...string) (process, error) {
 	p, err := e.host.Start(lab.Cmd{Args: append([]string{"godwit"}, args...), Stdin: stdin, Stdout: stdout, Stderr: stderr})

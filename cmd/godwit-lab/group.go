@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/godwit-vmm/godwit/internal/flags"
 	"github.com/godwit-vmm/godwit/internal/lab"
 )
 
@@ -22,18 +23,20 @@ import (
 type groupFlags struct {
 	name  string
 	hosts int
+	disk  flags.Size
 	host  hostFlags
 }
 
 func (g *groupFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&g.name, "name", lab.DefaultGroup, "name of the lab")
 	c.Flags().IntVar(&g.hosts, "hosts", 1, "how many hosts")
+	c.Flags().Var(&g.disk, "shared-disk", "give all hosts one disk, /dev/vda, of this size, such as 256M")
 	g.host.add(c.Flags())
 }
 
 func (g *groupFlags) args() []string {
 	return []string{
-		"--name", g.name, "--hosts", strconv.Itoa(g.hosts),
+		"--name", g.name, "--hosts", strconv.Itoa(g.hosts), "--shared-disk", g.disk.String(),
 		"--cpus", strconv.Itoa(g.host.cpus), "--memory", g.host.memory.String(),
 		"--with-qemu=" + strconv.FormatBool(g.host.qemu),
 	}
@@ -48,6 +51,7 @@ func newUp() *cobra.Command {
 on which hN has the address 10.77.0.N, and know each other by name. A process in
 the background holds them; if it dies, they die with it.`,
 		Example: `  godwit-lab up --hosts 2
+  godwit-lab up --hosts 2 --shared-disk 256M   for a guest that moves with its disk
   godwit-lab up --name big --cpus 4 --memory 8G`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return up(&g) },
@@ -127,7 +131,7 @@ func keep(g *groupFlags, answer *os.File) error {
 	if err != nil {
 		return err
 	}
-	return lab.Keep(ctx, g.name, g.hosts, o, func(lab.Group) {
+	return lab.Keep(ctx, g.name, g.hosts, o, int64(g.disk), func(lab.Group) {
 		fmt.Fprint(answer, ready)
 		answer.Close()
 	})

@@ -13,8 +13,9 @@ import (
 
 // Keep starts a group of hosts on one network, calls ready, and holds them
 // until the context ends or no host is left. The options apply to each host,
-// but for Number, Network, Dir and Shared.
-func Keep(ctx context.Context, name string, hosts int, o Options, ready func(Group)) error {
+// but for Number, Network, Dir and Shared. If sharedDisk is not 0, all hosts have one more
+// disk of that many bytes, which is empty, and gone when they are.
+func Keep(ctx context.Context, name string, hosts int, o Options, sharedDisk int64, ready func(Group)) error {
 	if err := checkGroupName(name); err != nil {
 		return err
 	}
@@ -47,6 +48,13 @@ func Keep(ctx context.Context, name string, hosts int, o Options, ready func(Gro
 	}
 	defer os.RemoveAll(k.dir)
 	defer k.end()
+	if sharedDisk > 0 {
+		path, err := k.makeDisk(sharedDisk)
+		if err != nil {
+			return fmt.Errorf("lab %s: shared disk: %w", name, err)
+		}
+		o.Disks = append(o.Disks, path)
+	}
 	if err := k.start(ctx, hosts, o); err != nil {
 		return err
 	}
@@ -61,6 +69,18 @@ type keeper struct {
 	group Group
 	mu    sync.Mutex
 	hosts []*Host
+}
+
+// makeDisk makes a sparse file for a disk.
+func (k *keeper) makeDisk(size int64) (path string, err error) {
+	if err := os.MkdirAll(k.dir, 0o700); err != nil {
+		return "", err
+	}
+	f, err := os.Create(filepath.Join(k.dir, "shared.img"))
+	if err != nil {
+		return "", err
+	}
+	return f.Name(), errors.Join(f.Truncate(size), f.Close())
 }
 
 // start starts all hosts at once.

@@ -43,6 +43,9 @@ type Options struct {
 	MemoryMiB int
 	// Files are put into the host before it starts.
 	Files []File
+	// Disks are raw image files here that are disks of the host, vda, vdb and so on.
+	// Several hosts may have the same ones: nothing keeps them apart.
+	Disks []string
 	// Network that the host is plugged into; none if nil.
 	Network *Network
 	// Kernel that the host boots, with its initramfs; guest.CachedKernel
@@ -149,6 +152,9 @@ func (h *Host) start(ctx context.Context, o Options) error {
 	q := newInvocation(o, h.dir)
 	q.initrd(initrd)
 	q.privatePort(far)
+	for i, path := range o.Disks {
+		q.disk(i, path)
+	}
 	if o.Shared {
 		q.sharedPorts()
 		q.monitor()

@@ -241,7 +241,7 @@ func TestMain(m *testing.M) {
 	case "keeper":
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()
-		err = Keep(ctx, "test", 2, o, func(Group) { fmt.Println(os.Getpid()) })
+		err = Keep(ctx, "test", 2, o, 0, func(Group) { fmt.Println(os.Getpid()) })
 	}
 	if err != nil {
 		fmt.Println(err)
@@ -322,7 +322,7 @@ func TestGroup(t *testing.T) {
 	if err != nil || len(groups) != 1 || groups[0].Name != "test" || groups[0].PID != pid || len(groups[0].Hosts) != 2 {
 		t.Fatalf("groups %+v, %v", groups, err)
 	}
-	if err := Keep(context.Background(), "test", 1, Options{}, nil); err == nil || !strings.Contains(err.Error(), "up already") {
+	if err := Keep(context.Background(), "test", 1, Options{}, 0, nil); err == nil || !strings.Contains(err.Error(), "up already") {
 		t.Errorf("the same lab again: %v", err)
 	}
 	if _, err := Find("test/h3"); err == nil || !strings.Contains(err.Error(), "h1, h2") {

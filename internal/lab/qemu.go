@@ -130,6 +130,16 @@ func (q *invocation) network(socket *os.File, number int) {
 		"-device", fmt.Sprintf("virtio-net-pci,netdev=net,mac=52:54:00:4d:00:%02x,romfile=", number))
 }
 
+// disk adds an image that other hosts may have as well. What a host has written the others
+// see when they read the disk itself, and not their page cache.
+func (q *invocation) disk(number int, path string) {
+	id := fmt.Sprintf("disk%d", number)
+	// In QEMU's syntax a comma in a value is written twice.
+	path = strings.ReplaceAll(path, ",", ",,")
+	q.add("-blockdev", fmt.Sprintf("driver=raw,node-name=%s,file.driver=file,file.locking=off,file.filename=%s", id, path),
+		"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,share-rw=on,serial=%s", id, id))
+}
+
 // machine is a running QEMU.
 type machine struct {
 	process *os.Process

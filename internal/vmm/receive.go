@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/godwit-vmm/godwit/devices/virtio/console"
@@ -20,7 +21,8 @@ import (
 type ReceiveRequest struct {
 	// From is the other host's address, for people.
 	From string
-	// Taps and Disks are those of LoadRequest, and Vsock, too.
+	// Taps and Disks are those of LoadRequest, and Vsock, too. A tap may also be
+	// bridge=NAME, for a new interface on that bridge.
 	Taps  map[string]string
 	Disks map[string]string
 	Vsock string
@@ -54,6 +56,9 @@ type prepared struct {
 	m   *machine.Machine
 	err error
 }
+
+// bridgePrefix is before the name of a bridge.
+const bridgePrefix = "bridge="
 
 // errNotCome ends a start whose guest did not come.
 var errNotCome = errors.New("the guest did not come")
@@ -171,8 +176,11 @@ func (i *incoming) relocate(c *Config, o *offered, wrong func(error)) {
 		n := &c.Nets[k]
 		if tap, ok := i.r.Taps[n.ID]; ok {
 			n.Tap.Name, n.Tap.Bridge = tap, ""
+			if bridge, ok := strings.CutPrefix(tap, bridgePrefix); ok {
+				n.Tap.Name, n.Tap.Bridge = "", bridge
+			}
 		} else if n.Kind == netflag.Tap && !i.r.Trusted {
-			wrong(fmt.Errorf("network card %s: who comes without TLS cannot choose an interface of this host: say it with --tap %s=NAME", n.ID, n.ID))
+			wrong(fmt.Errorf("network card %[1]s: who comes without TLS cannot choose an interface of this host: say it with --tap %[1]s=NAME or %[1]s=bridge=NAME", n.ID))
 		}
 		if !i.r.Trusted {
 			n.User.Forwards = nil

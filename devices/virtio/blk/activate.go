@@ -3,6 +3,8 @@ package blk
 import (
 	"errors"
 	"fmt"
+
+	"golang.org/x/sys/unix"
 )
 
 // A disk on storage that several hosts share is handed from one process to another
@@ -38,6 +40,11 @@ func (d *Device) Activate() error {
 func (d *Device) activate() error {
 	if err := d.image.lock(d.config.ReadOnly || d.config.overlaid()); err != nil {
 		return err
+	}
+	// What this host has read of the disk while it was another one's, for instance to
+	// find out what it is.
+	if err := unix.Fadvise(d.image.buffered, 0, 0, unix.FADV_DONTNEED); err != nil {
+		return fmt.Errorf("drop what is cached of the image: %w", err)
 	}
 	size, err := d.image.size()
 	if err != nil {
