@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/godwit-vmm/godwit/devices"
 	"github.com/godwit-vmm/godwit/devices/pci"
@@ -19,7 +20,8 @@ const stateVersion = 1
 type State struct {
 	Version uint32
 	CPUs    []*vcpu.State
-	// Clock is kvmclock at the time of the save.
+	// Clock is kvmclock at the time of the save. Its Realtime is there whether or
+	// not the flags say so, but for states of older versions of this program.
 	Clock  kvm.ClockData
 	IOAPIC devices.IOAPICState
 	// Console and Channel are the serial ports.
@@ -31,6 +33,9 @@ type State struct {
 	PCI              pci.BusState
 	// Virtio has the devices in the order in which the machine adds them.
 	Virtio []VirtioState
+
+	// advance is set by AdvanceClock.
+	advance bool
 }
 
 // VirtioState is a saved virtio device with its transport.
@@ -72,7 +77,7 @@ func (m *Machine) Save() (*State, error) {
 		}
 		s.CPUs = append(s.CPUs, state)
 	}
-	if s.Clock, err = m.vm.GetClock(); err != nil {
+	if s.Clock, err = m.saveClock(); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -99,13 +104,15 @@ func (m *Machine) restore(s *State) error {
 	if err := m.matches(s); err != nil {
 		return err
 	}
+	if err := s.moveClock(time.Now()); err != nil {
+		return err
+	}
 	for i, v := range m.cpus {
 		if err := v.Restore(s.CPUs[i]); err != nil {
 			return err
 		}
 	}
-	// Without flags: the guest's clock goes on from where it was.
-	if err := m.vm.SetClock(kvm.ClockData{Clock: s.Clock.Clock}); err != nil {
+	if err := m.setClock(s); err != nil {
 		return err
 	}
 	err := errors.Join(

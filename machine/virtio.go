@@ -10,6 +10,7 @@ import (
 	"github.com/godwit-vmm/godwit/devices/virtio/vpci"
 	"github.com/godwit-vmm/godwit/kvm"
 	"github.com/godwit-vmm/godwit/memory"
+	"github.com/godwit-vmm/godwit/migrate/statejson"
 )
 
 // virtioDevice is a device that the machine owns.
@@ -69,7 +70,7 @@ func addVirtio[S any](m *Machine, name string, d savedDevice[S]) (*vpci.Function
 		save: func() (json.RawMessage, error) { return json.Marshal(d.Save()) },
 		restore: func(saved json.RawMessage) error {
 			var s S
-			if err := json.Unmarshal(saved, &s); err != nil {
+			if err := statejson.Unmarshal(saved, &s); err != nil {
 				return err
 			}
 			return d.Restore(s)

@@ -2,6 +2,7 @@ package vcpu
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/godwit-vmm/godwit/kvm"
@@ -55,6 +56,9 @@ func MissingFeatures(saved, supported []kvm.CPUIDEntry2) []string {
 	for i := range featureWords {
 		w := &featureWords[i]
 		absent := w.value(saved) &^ w.value(supported)
+		if absent == 0 {
+			continue
+		}
 		for bit, name := range strings.Fields(w.names) {
 			if absent>>bit&1 == 1 && name != "-" {
 				missing = append(missing, name)
@@ -82,4 +86,34 @@ func checkFeatures(saved, supported []kvm.CPUIDEntry2) error {
 		return fmt.Errorf("this host lacks processor features that the guest was started with: %s: restore it on a host that has them", strings.Join(missing, " "))
 	}
 	return nil
+}
+
+// sameCPUID tells whether two tables of one host differ at most in what KVM itself
+// keeps up to date as control registers, XCR0 and MSRs are set (KVM's
+// kvm_update_cpuid_runtime): the guest's own switches, and the size of its XSAVE area.
+func sameCPUID(saved, here []kvm.CPUIDEntry2) bool {
+	return slices.EqualFunc(saved, here, func(a, b kvm.CPUIDEntry2) bool {
+		return withoutRuntime(a) == withoutRuntime(b)
+	})
+}
+
+func withoutRuntime(e kvm.CPUIDEntry2) kvm.CPUIDEntry2 {
+	const (
+		leafExtended = 7
+		leafXSAVE    = 0xd
+
+		monitor, osxsave = 1 << 3, 1 << 27 // of leaf 1, ECX
+		apic             = 1 << 9          // of leaf 1, EDX
+		ospke            = 1 << 4          // of leaf 7, ECX
+	)
+	switch {
+	case e.Function == leafFeatures:
+		e.ECX &^= monitor | osxsave
+		e.EDX &^= apic
+	case e.Function == leafExtended && e.Index == 0:
+		e.ECX &^= ospke
+	case e.Function == leafXSAVE && e.Index <= 1:
+		e.EBX = 0
+	}
+	return e
 }

@@ -47,3 +47,26 @@ func TestMissingFeatures(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestSameCPUID(t *testing.T) {
+	host := []kvm.CPUIDEntry2{{Function: 1, ECX: 1, EDX: 1}, {Function: 7, ECX: 1}, {Function: 7, Index: 1, ECX: 1}, {Function: 0xd, EAX: 7, EBX: 576}}
+	for _, tt := range []struct {
+		name   string
+		change func(table []kvm.CPUIDEntry2) []kvm.CPUIDEntry2
+		want   bool
+	}{
+		{"equal", func(c []kvm.CPUIDEntry2) []kvm.CPUIDEntry2 { return c }, true},
+		{"OSXSAVE", func(c []kvm.CPUIDEntry2) []kvm.CPUIDEntry2 { c[0].ECX |= 1 << 27; return c }, true},
+		{"APIC switched off", func(c []kvm.CPUIDEntry2) []kvm.CPUIDEntry2 { c[0].EDX |= 1 << 9; return c }, true},
+		{"OSPKE", func(c []kvm.CPUIDEntry2) []kvm.CPUIDEntry2 { c[1].ECX |= 1 << 4; return c }, true},
+		{"XSAVE area", func(c []kvm.CPUIDEntry2) []kvm.CPUIDEntry2 { c[3].EBX = 832; return c }, true},
+		{"a feature", func(c []kvm.CPUIDEntry2) []kvm.CPUIDEntry2 { c[0].ECX = 0; return c }, false},
+		{"that bit of another subleaf", func(c []kvm.CPUIDEntry2) []kvm.CPUIDEntry2 { c[2].ECX |= 1 << 4; return c }, false},
+		{"XCR0's features", func(c []kvm.CPUIDEntry2) []kvm.CPUIDEntry2 { c[3].EAX = 3; return c }, false},
+		{"a leaf less", func(c []kvm.CPUIDEntry2) []kvm.CPUIDEntry2 { return c[:3] }, false},
+	} {
+		if got := sameCPUID(tt.change(slices.Clone(host)), host); got != tt.want {
+			t.Errorf("%s: the same %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package vcpu
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/godwit-vmm/godwit/kvm"
 	"golang.org/x/sys/unix"
@@ -99,6 +100,18 @@ func (v *VCPU) readMSRs(list []uint32) ([]kvm.MSREntry, error) {
 	return all, nil
 }
 
+// AdvanceTSC moves the time stamp counter on by so much time, which is not negative, at the
+// rate that it had.
+func (s *State) AdvanceTSC(by time.Duration) {
+	kHz, rest := uint64(s.TSCkHz), uint64(by%time.Millisecond)
+	ticks := uint64(by/time.Millisecond)*kHz + rest*kHz/uint64(time.Millisecond)
+	for i := range s.MSRs {
+		if s.MSRs[i].Index == msrTSC {
+			s.MSRs[i].Data += ticks
+		}
+	}
+}
+
 // Restore loads a saved state into a VCPU that has not started. The VM's
 // interrupt controllers, memory and other processors exist already. It has
 // the CPUID table that a new guest would get on this host.
@@ -128,7 +141,9 @@ func (v *VCPU) Restore(s *State) error {
 			}
 		}
 	}
-	write("CPUID", func() error { return v.cpu.SetCPUID2(s.CPUID) })
+	if !sameCPUID(s.CPUID, here) { // as after most restores on the same host: KVM takes its time
+		write("CPUID", func() error { return v.cpu.SetCPUID2(s.CPUID) })
+	}
 	write("TSC frequency", func() error { return v.setTSCkHz(s.TSCkHz) })
 	write("MP state", func() error { return v.cpu.SetMPState(s.MPState) })
 	write("registers", func() error { return v.cpu.SetRegs(s.Regs) })

@@ -255,6 +255,9 @@ func ringBell(t *testing.T, i *instance) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
+	if _, err := c.Write([]byte{agent.Hello}); err != nil {
+		t.Fatal(err)
+	}
 	return c
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/godwit-vmm/godwit/devices/virtio/blk"
 	virtionet "github.com/godwit-vmm/godwit/devices/virtio/net"
 	"github.com/godwit-vmm/godwit/machine"
+	"github.com/godwit-vmm/godwit/migrate/statejson"
 )
 
 // settleMACs gives the network cards of a restored guest the addresses that the guest
@@ -35,7 +36,7 @@ func (v *VM) settleMACs(c *Config, s *machine.State, r LoadRequest) error {
 			return fmt.Errorf("nothing is saved of network card %d", i)
 		}
 		var state virtionet.State
-		if err := json.Unmarshal(card.Device, &state); err != nil {
+		if err := statejson.Unmarshal(card.Device, &state); err != nil {
 			return fmt.Errorf("network card %d: %w", i, err)
 		}
 		if old := state.MAC; r.NewMACs {

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
-	"time"
 
 	"github.com/godwit-vmm/godwit/internal/version"
 	"github.com/godwit-vmm/godwit/machine"
@@ -166,11 +165,7 @@ func (g *moving) Throttle(percent int) {
 }
 
 // movedState is the state that goes with the last pages.
-type movedState struct {
-	Machine *machine.State
-	// Saved is the time by the source's clock.
-	Saved time.Time
-}
+type movedState struct{ Machine *machine.State }
 
 // Save is that of live.Guest.
 func (g *moving) Save() ([]byte, error) {
@@ -186,7 +181,7 @@ func (g *moving) Save() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(movedState{Machine: state, Saved: time.Now()})
+	return json.Marshal(movedState{Machine: state})
 }
 
 // TakeLocks is that of live.Guest.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/godwit-vmm/godwit/devices/virtio/console"
 	"github.com/godwit-vmm/godwit/internal/hostmem"
@@ -42,10 +43,12 @@ func (v *VM) Receive(r ReceiveRequest) live.Incoming {
 // incoming is live.Incoming. The start of the VM waits, in a goroutine of its own, for
 // the verdict whether the guest is to run.
 type incoming struct {
-	vm       *VM
-	r        ReceiveRequest
-	m        *machine.Machine
-	begun    bool
+	vm    *VM
+	r     ReceiveRequest
+	m     *machine.Machine
+	begun bool
+	// skew is how far this host's clock is ahead of the source's.
+	skew     time.Duration
 	prepared chan prepared
 	judge    sync.Once
 	verdict  chan bool
@@ -86,6 +89,8 @@ func (i *incoming) Prepare(offer live.Offer) (*memory.Guest, error) {
 		return nil, errors.New("the offer has no machine")
 	}
 	i.begun = true
+	// The time that the offer took comes on top, which is little.
+	i.skew = time.Since(offer.Time.Round(0))
 	go func() { i.launched <- i.start(&o) }()
 	p := <-i.prepared
 	if p.err != nil {
@@ -242,6 +247,9 @@ func (i *incoming) Load(state []byte) error {
 	if s.Machine == nil {
 		return errors.New("the guest's state has no machine")
 	}
+	// The guest's clock goes on by the time that it stands still.
+	s.Machine.Clock.Realtime += uint64(i.skew)
+	s.Machine.AdvanceClock()
 	return i.m.Load(s.Machine)
 }
 

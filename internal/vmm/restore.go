@@ -1,7 +1,6 @@
 package vmm
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,6 +14,7 @@ import (
 	"github.com/godwit-vmm/godwit/machine"
 	"github.com/godwit-vmm/godwit/memory"
 	"github.com/godwit-vmm/godwit/migrate/snapshot"
+	"github.com/godwit-vmm/godwit/migrate/statejson"
 	"golang.org/x/sys/unix"
 )
 
@@ -41,7 +41,11 @@ func (v *VM) restore(r LoadRequest) (*machine.Machine, *tracked, error) {
 	// The state is most of what there is to decode: beside the making of the VM.
 	state := sync.OnceValues(func() (*machine.State, error) {
 		s := new(machine.State)
-		return s, decode(newest, sectionMachine, s)
+		err := decode(newest, sectionMachine, s)
+		if r.ClockRealtime {
+			s.AdvanceClock()
+		}
+		return s, err
 	})
 	decoded := make(chan struct{})
 	go func() {
@@ -130,7 +134,7 @@ func decode(s *snapshot.Snapshot, section string, into any) error {
 	if !ok {
 		return fmt.Errorf("snapshot %s: its state has no section %q: was it made by this program?", s.Dir(), section)
 	}
-	if err := json.Unmarshal(text, into); err != nil {
+	if err := statejson.Unmarshal(text, into); err != nil {
 		return fmt.Errorf("snapshot %s: section %q: %w", s.Dir(), section, err)
 	}
 	return nil

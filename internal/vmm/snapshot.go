@@ -69,7 +69,8 @@ type LoadRequest struct {
 	// Vsock is the path of the vsock device's socket, empty for that of
 	// Options.Identify.
 	Vsock string
-	// ClockRealtime moves the guest's clock on by the time since the snapshot.
+	// ClockRealtime moves the guest's clock on by the time since the snapshot: see
+	// machine.State.AdvanceClock.
 	ClockRealtime bool
 }
 
@@ -127,11 +128,8 @@ var ErrStopped = errors.New("stopped with a snapshot")
 // Load starts the guest with what it was when a snapshot was taken. The VM must not
 // have been configured.
 func (v *VM) Load(ctx context.Context, r LoadRequest) error {
-	switch {
-	case r.Uffd:
+	if r.Uffd {
 		return errors.New("memory that another process serves (Uffd) is not supported: give the snapshot itself (File)")
-	case r.ClockRealtime:
-		return errors.New("the guest's clock goes on from the snapshot (clock_realtime is not supported): its agent sets the wall clock, see godwit restore --clock")
 	}
 	if err := checkPaths(r.Path, r.Memory); err != nil {
 		return err

@@ -6,8 +6,10 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,8 +22,9 @@ const Version = 1
 // kind is what a frame of the control connection is.
 type kind uint8
 
-// The kinds of frame: a byte with the kind, four with the length (little endian), and
-// that many bytes.
+// The kinds of frame: a byte with the kind, four with the length, that many bytes, and
+// four with the CRC-32C of all that (little endian). TCP's checksum lets one error in
+// 65,536 pass, and STARTED read as REFUSED has the guest run twice.
 const (
 	// frameOffer, frameAnswer and frameTimes are JSON.
 	frameOffer kind = iota + 1
@@ -39,7 +42,22 @@ var limits = [...]int{
 	frameOffer: 1 << 20, frameAnswer: 64 << 10, frameState: 64 << 20, frameHandover: handover.MaxMessage, frameTimes: 4 << 10,
 }
 
-const frameHeader = 1 + 4
+const (
+	frameHeader = 1 + 4
+	frameSum    = 4
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+var frameNames = [...]string{frameOffer: "offer", frameAnswer: "answer", frameState: "state", frameHandover: "handover", frameTimes: "times"}
+
+// name is what a frame says, for Trace.
+func (k kind) name(body []byte) string {
+	if k == frameHandover && len(body) > 0 {
+		return handover.Verb(body[0]).String()
+	}
+	return frameNames[k]
+}
 
 // sendTimeout bounds how long a peer may take to read a frame.
 const sendTimeout = 20 * time.Second
@@ -47,27 +65,34 @@ const sendTimeout = 20 * time.Second
 // control is a connection on which the two sides talk. One goroutine receives, any
 // may send.
 type control struct {
-	conn net.Conn
-	r    *bufio.Reader
-	mu   sync.Mutex // over sending
+	conn  net.Conn
+	r     *bufio.Reader
+	trace Trace
+	mu    sync.Mutex // over sending
 }
 
-func newControl(conn net.Conn) *control { return &control{conn: conn, r: bufio.NewReader(conn)} }
+func newControl(conn net.Conn, t Trace) *control {
+	return &control{conn: conn, r: bufio.NewReader(conn), trace: t}
+}
 
 func (c *control) send(k kind, body []byte) error {
 	if len(body) > limits[k] {
 		return fmt.Errorf("control message of %d bytes: want at most %d", len(body), limits[k])
 	}
-	frame := make([]byte, frameHeader, frameHeader+len(body))
+	frame := make([]byte, frameHeader, frameHeader+len(body)+frameSum)
 	frame[0] = byte(k)
 	binary.LittleEndian.PutUint32(frame[1:], uint32(len(body)))
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
+	frame = append(frame, body...)
+	frame = binary.LittleEndian.AppendUint32(frame, crc32.Checksum(frame, castagnoli))
+	return c.trace.around(OpSend, k.name(body), func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if err := c.conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
+			return err
+		}
+		_, err := c.conn.Write(frame)
 		return err
-	}
-	_, err := c.conn.Write(append(frame, body...))
-	return err
+	})
 }
 
 func (c *control) sendJSON(k kind, body any) error {
@@ -78,15 +103,16 @@ func (c *control) sendJSON(k kind, body any) error {
 	return c.send(k, text)
 }
 
-// receive waits for a frame, for as long as the connection has no read deadline.
-func (c *control) receive() (kind, []byte, error) {
+// receive waits for a frame of one of some kinds, for as long as the connection has no
+// read deadline.
+func (c *control) receive(kinds ...kind) (kind, []byte, error) {
 	var header [frameHeader]byte
 	if _, err := io.ReadFull(c.r, header[:]); err != nil {
 		return 0, nil, err
 	}
 	k, n := kind(header[0]), binary.LittleEndian.Uint32(header[1:])
-	if k < frameOffer || int(k) >= len(limits) {
-		return 0, nil, fmt.Errorf("control message of kind %d: is the peer another version?", k)
+	if !slices.Contains(kinds, k) {
+		return 0, nil, fmt.Errorf("control message of kind %d, want one of %v: is the peer another version?", k, kinds)
 	}
 	if uint64(n) > uint64(limits[k]) {
 		return 0, nil, fmt.Errorf("control message of %d bytes: want at most %d", n, limits[k])
@@ -96,6 +122,14 @@ func (c *control) receive() (kind, []byte, error) {
 	if _, err := io.CopyN(&body, c.r, int64(n)); err != nil {
 		return 0, nil, fmt.Errorf("control message of %d bytes ends after %d: %w", n, body.Len(), err)
 	}
+	var sum [frameSum]byte
+	if _, err := io.ReadFull(c.r, sum[:]); err != nil {
+		return 0, nil, fmt.Errorf("control message ends before its checksum: %w", err)
+	}
+	want := crc32.Update(crc32.Checksum(header[:], castagnoli), castagnoli, body.Bytes())
+	if got := binary.LittleEndian.Uint32(sum[:]); got != want {
+		return 0, nil, fmt.Errorf("control message with checksum %#x, want %#x: the network has changed it", got, want)
+	}
 	return k, body.Bytes(), nil
 }
 
@@ -104,12 +138,9 @@ func (c *control) expect(want kind, within time.Duration) ([]byte, error) {
 	if err := c.conn.SetReadDeadline(time.Now().Add(within)); err != nil {
 		return nil, err
 	}
-	k, body, err := c.receive()
+	_, body, err := c.receive(want)
 	if err != nil {
 		return nil, err
-	}
-	if k != want {
-		return nil, fmt.Errorf("control message of kind %d, want %d: is the peer another version?", k, want)
 	}
 	return body, c.conn.SetReadDeadline(time.Time{})
 }
@@ -122,6 +153,8 @@ type Offer struct {
 	// Name of the guest there, and Godwit the version of the program.
 	Name   string `json:"name"`
 	Godwit string `json:"godwit"`
+	// Time is what the source's clock showed when it made the offer: hosts' clocks differ.
+	Time time.Time `json:"time"`
 	// Connections is how many data connections there will be.
 	Connections int `json:"connections"`
 	// Guest describes the guest to the other side's Incoming.

@@ -2,6 +2,7 @@ package live
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -72,9 +73,17 @@ func (s *source) round(ctx context.Context, dirty []uint64, o *stream.Observatio
 		defer close(ticked)
 		s.tick(ticking, bytes)
 	}()
-	err := migrate.EachRun(ctx, s.guest.Memory(), dirty, s.sender.WritePages)
-	if err == nil {
-		err = s.sender.Barrier(ctx)
+	send := func() error {
+		if err := migrate.EachRun(ctx, s.guest.Memory(), dirty, s.sender.WritePages); err != nil {
+			return err
+		}
+		return s.sender.Barrier(ctx)
+	}
+	var err error
+	if o.Round == 1 {
+		err = s.Trace.around(OpMemory, "first", send)
+	} else {
+		err = send()
 	}
 	close(ticking)
 	<-ticked
@@ -120,6 +129,14 @@ func (s *source) tick(done <-chan struct{}, bytes uint64) {
 	}
 }
 
+// finishMemory waits until the last page has come. The paused guest does not wait longer
+// for a link that is silent than for READY.
+func (s *source) finishMemory(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.Waits.Ready, errors.New("the destination did not take the last pages in time"))
+	defer cancel()
+	return orCause(ctx, s.sender.Finish(ctx))
+}
+
 // last pauses the guest and sends what is left.
 func (s *source) last(ctx context.Context, dirty []uint64) error {
 	d := &s.report.Downtime
@@ -143,10 +160,12 @@ func (s *source) last(ctx context.Context, dirty []uint64) error {
 		state, err := s.guest.Save()
 		saving <- saved{state, err}
 	}()
-	err := migrate.EachRun(ctx, s.guest.Memory(), dirty, s.sender.WritePages)
-	if err == nil {
-		err = s.sender.Finish(ctx)
-	}
+	err := s.Trace.around(OpMemory, "last", func() error {
+		if err := migrate.EachRun(ctx, s.guest.Memory(), dirty, s.sender.WritePages); err != nil {
+			return err
+		}
+		return s.finishMemory(ctx)
+	})
 	sent := time.Now()
 	d.LastRound = sent.Sub(s.pausedAt) - d.Pause
 	state := <-saving
@@ -160,7 +179,9 @@ func (s *source) last(ctx context.Context, dirty []uint64) error {
 	stats := s.sender.Stats()
 	s.report.Bytes, s.report.Zero, s.report.Wire = stats.Pages, stats.Zero, stats.Wire
 	// Before the state, which READY may follow at once.
-	s.driver.post(handover.Event{Kind: handover.StateSent})
+	s.driver.postUnless(ctx.Done(), handover.Event{Kind: handover.StateSent})
+	// A destination that does not read must not keep the guest from running on.
+	defer context.AfterFunc(ctx, func() { _ = s.control.conn.Close() })()
 	if err := s.control.send(frameState, state.state); err != nil {
 		return fmt.Errorf("send the state: %w", err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"sync"
 	"time"
@@ -59,7 +58,9 @@ type destination struct {
 	data, served int
 	broken       error
 	changed      sync.Cond
-	// closing is set when no more memory is taken, and stopServing ends what takes it.
+	// stated is set when the state has come. closing is set when no more memory is
+	// taken, and stopServing ends what takes it.
+	stated      bool
 	closing     bool
 	stopServing context.CancelFunc
 	serving     sync.WaitGroup
@@ -93,7 +94,9 @@ func (d *destination) run(ctx context.Context, c *control) error {
 			return actions
 		},
 		final:     func() bool { return d.machine.Final() },
+		decided:   d.decided,
 		slot:      slot,
+		trace:     d.server.Trace,
 		takeLocks: d.takeLocks, dropLocks: d.in.DropLocks,
 		run: d.start, destroy: d.destroy, resume: func() {}, report: d.in.Tell,
 	}, d.server.Waits)
@@ -104,8 +107,7 @@ func (d *destination) run(ctx context.Context, c *control) error {
 	d.server.ready(d)
 	d.driver.attach(c)
 	if err := c.sendJSON(frameAnswer, Answer{Host: d.server.Host}); err != nil {
-		d.destroy()
-		return err
+		_ = c.conn.Close() // which hear finds out
 	}
 	go d.hear(c)
 	go func() {
@@ -124,11 +126,19 @@ func (d *destination) run(ctx context.Context, c *control) error {
 	return err
 }
 
+// decided is the driver's: who asks later is answered from the record, by whoever listens
+// then.
+func (d *destination) decided() bool {
+	s := d.machine.State()
+	return s == handover.DestinationOwner || s == handover.DestinationRefused
+}
+
 // destroy is the driver's. Nothing uses the machine's memory any more when it is gone.
 func (d *destination) destroy() {
 	d.mu.Lock()
 	d.closing = true
 	d.mu.Unlock()
+	d.changed.Broadcast()
 	d.stopServing()
 	d.serving.Wait()
 	d.loading.Lock()
@@ -151,12 +161,7 @@ func reasons(err error) []string {
 
 // hear listens to the source.
 func (d *destination) hear(c *control) {
-	err := d.driver.listen(c, func(k kind, body []byte) error {
-		if k != frameState {
-			return fmt.Errorf("control message of kind %d from the source", k)
-		}
-		return d.load(body)
-	})
+	err := d.driver.listen(c, frameState, d.takeState)
 	if d.driver.detach(c) {
 		d.driver.post(handover.Event{Kind: handover.LinkLost, Reason: "the connection with the source was lost: " + err.Error()})
 	}
@@ -164,41 +169,66 @@ func (d *destination) hear(c *control) {
 
 // again takes another control connection of the source.
 func (d *destination) again(conn net.Conn) {
-	c := newControl(conn)
+	c := newControl(conn, d.server.Trace)
 	d.driver.attach(c)
+	select {
+	case <-d.driver.over:
+		// There may have been nobody left to close it: the source dials again, and
+		// finds whoever knows of the migration then.
+		d.driver.attach(nil)
+		return
+	default:
+	}
 	d.driver.post(handover.Event{Kind: handover.LinkBack})
 	d.hear(c)
+}
+
+// takeState has the state loaded when the last page has come, while the connection is
+// listened to: that it was lost is to be known.
+func (d *destination) takeState(state []byte) error {
+	d.mu.Lock()
+	again := d.stated
+	d.stated = true
+	d.mu.Unlock()
+	if again {
+		return errors.New("the source has sent a second state")
+	}
+	go func() {
+		e := handover.Event{Kind: handover.StateLoaded}
+		if err := d.load(state); err != nil {
+			e = handover.Event{Kind: handover.Failed, Reason: err.Error()}
+		}
+		d.driver.post(e)
+	}()
+	return nil
 }
 
 // load waits for the last page, and loads the state.
 func (d *destination) load(state []byte) error {
 	d.mu.Lock()
-	for d.served < d.offer.Connections && d.broken == nil {
+	for d.served < d.offer.Connections && d.broken == nil && !d.closing {
 		d.changed.Wait()
 	}
 	err := d.broken
 	d.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	d.loading.Lock()
 	defer d.loading.Unlock()
+	if d.gone {
+		return errors.New("the migration was called off")
+	}
 	began := time.Now()
-	if err == nil && d.gone {
-		err = errors.New("the migration was called off")
-	}
-	if err == nil {
-		err = d.in.Load(state)
-	}
+	err = d.in.Load(state)
 	d.there.Load = time.Since(began)
-	if err != nil {
-		d.driver.post(handover.Event{Kind: handover.Failed, Reason: err.Error()})
-		return nil // the machine says so to the source
-	}
-	d.driver.post(handover.Event{Kind: handover.StateLoaded})
-	return nil
+	return err
 }
 
 // serve takes memory from a connection, until the source has sent all.
-func (d *destination) serve(ctx context.Context, conn net.Conn, p stream.Preamble) {
+func (d *destination) serve(ctx context.Context, conn net.Conn, p stream.Preamble, in func()) {
 	ready, err := d.acceptor.Accept(ctx, conn, p)
+	in()
 	if err != nil {
 		return // the source knows; who did not get in is not the source
 	}

@@ -27,8 +27,12 @@ type part struct {
 	// step is that of the state machine, final whether it has ended.
 	step  func(handover.Event) []handover.Action
 	final func() bool
+	// decided, if set, says that the journal's record tells the peer all that this side
+	// still could: without a link there is nothing to wait for then.
+	decided func() bool
 	// slot is where the journal's record is.
-	slot *handover.Slot
+	slot  *handover.Slot
+	trace Trace
 
 	takeLocks, dropLocks func() error
 	run                  func() error // only the destination has it
@@ -72,7 +76,7 @@ func (d *driver) run(ctx context.Context, first []handover.Action) error {
 			d.next = d.next[1:]
 			d.do(d.step(e))
 		}
-		if d.final() {
+		if d.final() || d.decided != nil && d.decided() && !d.linked() {
 			return nil
 		}
 		select {
@@ -84,11 +88,35 @@ func (d *driver) run(ctx context.Context, first []handover.Action) error {
 	}
 }
 
-// post has an event taken. Any goroutine may call it but that of run.
-func (d *driver) post(e handover.Event) {
+// post has an event taken. Any goroutine may call it but that of run, and those that this
+// one waits for.
+func (d *driver) post(e handover.Event) { d.postUnless(nil, e) }
+
+// postUnless is post for a goroutine that the one of run may wait for: never makes it end.
+func (d *driver) postUnless(never <-chan struct{}, e handover.Event) {
 	select {
 	case d.events <- e:
 	case <-d.over:
+	case <-never:
+	}
+}
+
+// pass passes on what the guest's end and an operator have to say.
+func (d *driver) pass(ctx context.Context, died <-chan struct{}, orders <-chan handover.Event) {
+	for {
+		select {
+		case <-died:
+			died = nil
+			d.post(handover.Event{Kind: handover.GuestDied, Reason: "the guest has ended"})
+		case e, open := <-orders:
+			if !open {
+				orders = nil
+				continue
+			}
+			d.post(e)
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
@@ -102,7 +130,7 @@ func (d *driver) act(a handover.Action) {
 	switch a.Kind {
 	case handover.WriteJournal:
 		began := time.Now()
-		err := d.slot.Write(a.Entry)
+		err := d.trace.around(OpJournal, record(a.Entry), func() error { return d.slot.Write(a.Entry) })
 		d.wrote = time.Since(began)
 		d.then(handover.Outcome(err))
 	case handover.Forget:
@@ -111,7 +139,7 @@ func (d *driver) act(a handover.Action) {
 	case handover.Send:
 		d.say(a.Message)
 	case handover.TakeLocks:
-		if err := d.takeLocks(); err != nil {
+		if err := d.trace.around(OpLocks, "take", d.takeLocks); err != nil {
 			d.then(handover.Event{Kind: handover.LocksRefused, Reason: err.Error()})
 		} else {
 			d.then(handover.Event{Kind: handover.LocksTaken})
@@ -119,10 +147,10 @@ func (d *driver) act(a handover.Action) {
 	case handover.DropLocks:
 		// A lock that cannot be dropped is one that the other side cannot take:
 		// it refuses then.
-		_ = d.dropLocks()
+		_ = d.trace.around(OpLocks, "drop", d.dropLocks)
 		d.then(handover.Event{Kind: handover.LocksDropped})
 	case handover.Run:
-		if err := d.part.run(); err != nil {
+		if err := d.trace.around(OpRun, "guest", d.part.run); err != nil {
 			d.then(handover.Event{Kind: handover.GuestDied, Reason: err.Error()})
 		}
 	case handover.Resume:
@@ -134,6 +162,14 @@ func (d *driver) act(a handover.Action) {
 	case handover.Report:
 		d.report(a.Phase, a.Reason)
 	}
+}
+
+// record is what a journal entry says, for Trace.
+func record(e handover.Entry) string {
+	if e.Role == handover.RoleDestination && e.Settled {
+		return "settled"
+	}
+	return e.State.String()
 }
 
 func (d *driver) then(e handover.Event) { d.next = append(d.next, e) }
@@ -165,6 +201,13 @@ func (d *driver) say(m handover.Message) {
 	}
 }
 
+// linked says whether there is a link.
+func (d *driver) linked() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.link != nil
+}
+
 // attach has the two sides talk on a connection from now on.
 func (d *driver) attach(c *control) {
 	d.mu.Lock()
@@ -189,16 +232,16 @@ func (d *driver) detach(c *control) bool {
 	return true
 }
 
-// listen passes on what comes on a connection, until that is lost. Other frames than those
-// of the handover go to other.
-func (d *driver) listen(c *control, other func(kind, []byte) error) error {
+// listen passes on what comes on a connection, until that is lost. Frames of the one other
+// kind that may come go to hear.
+func (d *driver) listen(c *control, other kind, hear func([]byte) error) error {
 	for {
-		k, body, err := c.receive()
+		k, body, err := c.receive(frameHandover, other)
 		if err != nil {
 			return err
 		}
 		if k != frameHandover {
-			if err := other(k, body); err != nil {
+			if err := hear(body); err != nil {
 				return err
 			}
 			continue

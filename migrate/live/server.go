@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/godwit-vmm/godwit/migrate/handover"
 	"github.com/godwit-vmm/godwit/migrate/stream"
 )
@@ -17,8 +19,14 @@ import (
 // offerTime is how long a source may take to make its offer.
 const offerTime = 20 * time.Second
 
-// maxPending bounds how many connections may be without a migration at once.
-const maxPending = 64
+const (
+	// maxPending bounds how many connections at once have not shown yet what they want,
+	// and maxOpen how many there are.
+	maxPending = 64
+	maxOpen    = 1024
+	// acceptPause is how long Serve waits when the host has no descriptors left.
+	acceptPause = 100 * time.Millisecond
+)
 
 // Server takes guests that come, and answers for those that came.
 type Server struct {
@@ -33,6 +41,8 @@ type Server struct {
 	// state that it came to; and of those that never began, with an error.
 	Ended func(offer Offer, state handover.DestinationState, err error)
 	Waits Waits
+	// Trace is for tests.
+	Trace Trace
 
 	mu       sync.Mutex
 	sessions map[handover.ID]*destination
@@ -44,31 +54,68 @@ type Server struct {
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
 	defer s.work.Wait()
-	places := make(chan struct{}, maxPending)
+	pending, open := make(chan struct{}, maxPending), make(chan struct{}, maxOpen)
 	for {
-		conn, err := l.Accept()
-		if ctx.Err() != nil {
-			return nil
+		for _, places := range []chan struct{}{open, pending} {
+			select {
+			case places <- struct{}{}:
+			case <-ctx.Done():
+				return nil
+			}
 		}
-		if err != nil {
-			return fmt.Errorf("accept a migration: %w", err)
+		conn, err := accept(ctx, l)
+		if err != nil || conn == nil {
+			return err
 		}
-		places <- struct{}{}
 		s.work.Go(func() {
+			defer func() { <-open }()
+			in := sync.OnceFunc(func() { <-pending })
+			defer in()
 			p, err := stream.ReadPreamble(conn, time.Now().Add(stream.SetUpTime))
-			<-places
 			if err != nil {
 				_ = conn.Close()
 				return
 			}
-			s.Take(ctx, conn, p)
+			s.take(ctx, conn, p, in)
 		})
 	}
 }
 
-// Take takes a connection whose preamble was read. It returns when the connection is not
-// needed any more.
-func (s *Server) Take(ctx context.Context, conn net.Conn, p stream.Preamble) {
+// accept accepts a connection, or nil when ctx has ended. That the host is short of
+// something ends no receiver: strangers could bring that about.
+func accept(ctx context.Context, l net.Listener) (net.Conn, error) {
+	for {
+		conn, err := l.Accept()
+		switch {
+		case ctx.Err() != nil && conn != nil:
+			return nil, conn.Close()
+		case ctx.Err() != nil:
+			return nil, nil
+		case err == nil:
+			return conn, nil
+		case !short(err):
+			return nil, fmt.Errorf("accept a migration: %w", err)
+		}
+		select {
+		case <-time.After(acceptPause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// short says that an error of accept(2) is one that passes.
+func short(err error) bool {
+	for _, passing := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED, unix.EPROTO} {
+		if errors.Is(err, passing) {
+			return true
+		}
+	}
+	return false
+}
+
+// take takes a connection whose preamble was read, and returns when it is not needed any
+// more. It calls in when the connection has shown what it is for.
+func (s *Server) take(ctx context.Context, conn net.Conn, p stream.Preamble, in func()) {
 	id := handover.ID(p.ID)
 	d := s.session(id)
 	switch {
@@ -76,7 +123,7 @@ func (s *Server) Take(ctx context.Context, conn net.Conn, p stream.Preamble) {
 		stream.Refuse(conn, fmt.Sprintf("migration %s is not known here: start it again from the source", id))
 		_ = conn.Close()
 	case p.Channel == stream.Data:
-		d.serve(ctx, conn, p)
+		d.serve(ctx, conn, p, in)
 	case p.Channel == stream.Control:
 		// Each has a token of its own: the source may have been started again.
 		a := &stream.Acceptor{ID: p.ID, TLS: s.TLS}
@@ -90,10 +137,11 @@ func (s *Server) Take(ctx context.Context, conn net.Conn, p stream.Preamble) {
 			return
 		}
 		if a != &d.acceptor {
+			in()
 			d.again(ready)
 			return
 		}
-		s.begin(ctx, d, id, ready)
+		s.begin(ctx, d, id, ready, in)
 	default:
 		stream.Refuse(conn, "this destination has no use for such a connection")
 		_ = conn.Close()
@@ -125,20 +173,21 @@ func (s *Server) forget(d *destination) {
 }
 
 // begin finds out what a source wants that has no migration here, and does it.
-func (s *Server) begin(ctx context.Context, d *destination, id handover.ID, conn net.Conn) {
-	c := newControl(conn)
+func (s *Server) begin(ctx context.Context, d *destination, id handover.ID, conn net.Conn, in func()) {
+	c := newControl(conn, s.Trace)
 	defer c.conn.Close()
 	if err := c.conn.SetReadDeadline(time.Now().Add(offerTime)); err != nil {
 		return
 	}
 	defer context.AfterFunc(ctx, func() { _ = c.conn.Close() })()
-	k, body, err := c.receive()
+	k, body, err := c.receive(frameOffer, frameHandover)
+	in()
 	if err != nil {
 		return
 	}
 	switch k {
 	case frameOffer:
-		err = s.take(ctx, d, c, body)
+		err = s.receive(ctx, d, c, body)
 		if s.Ended != nil {
 			s.Ended(d.offer, d.machine.State(), err)
 		}
@@ -149,8 +198,8 @@ func (s *Server) begin(ctx context.Context, d *destination, id handover.ID, conn
 	}
 }
 
-// take takes a guest that is offered.
-func (s *Server) take(ctx context.Context, d *destination, c *control, body []byte) error {
+// receive takes a guest that is offered.
+func (s *Server) receive(ctx context.Context, d *destination, c *control, body []byte) error {
 	err := json.Unmarshal(body, &d.offer)
 	if err == nil {
 		err = d.offer.check()
@@ -185,11 +234,10 @@ func (s *Server) answer(ctx context.Context, c *control, m handover.Message) {
 			d, actions = d.Step(e)
 			return actions
 		},
-		final: d.Final, slot: slot,
+		final: func() bool { return d.Final() }, slot: slot, trace: s.Trace,
 		takeLocks: nothing, dropLocks: nothing, run: func() error { return errors.New("its process has ended") },
 		resume: func() {}, destroy: func() {}, report: func(handover.Phase, string) {},
 	}, s.Waits)
-	driver.final = func() bool { return d.Final() }
 	if err := c.conn.SetReadDeadline(time.Time{}); err != nil {
 		return
 	}
@@ -199,7 +247,7 @@ func (s *Server) answer(ctx context.Context, c *control, m handover.Message) {
 	go func() {
 		defer stop()
 		driver.post(handover.Event{Kind: handover.Received, Message: m})
-		_ = driver.listen(c, func(k kind, _ []byte) error { return fmt.Errorf("control message of kind %d", k) })
+		_ = driver.listen(c, frameHandover, nil)
 	}()
 	// It ends with the acknowledgement, or the connection: the source asks again.
 	_ = driver.run(ctx, first)

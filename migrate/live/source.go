@@ -58,6 +58,8 @@ type SourceOptions struct {
 	Died <-chan struct{}
 	// Orders are of an operator: handover.ForceRun and handover.ForceGiveUp.
 	Orders <-chan handover.Event
+	// Trace is for tests.
+	Trace Trace
 }
 
 // DefaultConnections is how many connections memory goes over unless a user says
@@ -138,6 +140,9 @@ func Migrate(ctx, life context.Context, g Guest, o SourceOptions) (Report, error
 	if o.Connections == 0 {
 		o.Connections = DefaultConnections
 	}
+	if o.Waits == (Waits{}) {
+		o.Waits = DefaultWaits
+	}
 	o.Offer.Version, o.Offer.Connections = Version, o.Connections
 	s := &source{SourceOptions: o, guest: g, began: time.Now(), copied: make(chan struct{})}
 	s.machine = handover.NewSource(o.Offer.ID, o.Offer.Epoch)
@@ -175,7 +180,7 @@ func (s *source) connect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.control = newControl(conn)
+	s.control = newControl(conn, s.Trace)
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	answer, err := s.offer()
@@ -196,7 +201,7 @@ func (s *source) connect(ctx context.Context) error {
 		}
 		data = append(data, conn)
 	}
-	s.sender = stream.NewSender(data, stream.SenderOptions{Compress: s.Compress, Limit: s.Limit})
+	s.sender = stream.NewSender(data, stream.SenderOptions{Compress: s.Compress, Limit: s.Limit, Stall: s.Waits.Ready})
 	if !stop() {
 		return context.Cause(ctx)
 	}
@@ -204,7 +209,7 @@ func (s *source) connect(ctx context.Context) error {
 }
 
 func orCause(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	return err
@@ -212,6 +217,7 @@ func orCause(ctx context.Context, err error) error {
 
 func (s *source) offer() (Answer, error) {
 	var a Answer
+	s.Offer.Time = time.Now()
 	if err := s.control.sendJSON(frameOffer, s.Offer); err != nil {
 		return a, err
 	}
@@ -245,21 +251,23 @@ func (s *source) handOver(ctx, life context.Context, slot *handover.Slot) error 
 		step:      s.step,
 		final:     func() bool { return s.machine.Final() },
 		slot:      slot,
+		trace:     s.Trace,
 		takeLocks: s.guest.TakeLocks, dropLocks: s.guest.DropLocks,
 		resume: s.resume, destroy: s.guest.Destroy, report: s.phase,
 	}, s.Waits)
 	s.driver.attach(s.control)
 	linked, unlink := context.WithCancel(life)
 	defer unlink()
-	go s.keepLink(linked, s.control)
-	go s.pass(linked)
+	link := &link{driver: s.driver, addr: s.Addr, id: s.dialer.ID, tls: s.TLS, hear: s.hear, trace: s.Trace}
+	go link.keep(linked, s.control)
+	go s.driver.pass(linked, s.Died, s.Orders)
 
 	copying, cancel := context.WithCancelCause(life)
 	s.cancelCopy = cancel
 	defer cancel(nil)
 	go func() {
-		defer close(s.copied)
 		s.copyErr = s.copy(copying)
+		close(s.copied) // first: the driver may wait for it
 		if s.copyErr != nil {
 			s.driver.post(handover.Event{Kind: handover.Failed, Reason: s.copyErr.Error()})
 		}
@@ -341,8 +349,7 @@ func (s *source) phase(p handover.Phase, why string) {
 var errStopped = errors.New("the migration was called off")
 
 func (s *source) stopCopying() {
-	s.cancelCopy(errStopped)
-	_ = s.sender.Close() // what waits for the peer does not any more
+	s.cancelCopy(errStopped) // what waits for the peer does not any more
 	<-s.copied
 }
 
@@ -356,60 +363,8 @@ func (s *source) resume() {
 	}
 }
 
-// pass passes on what the guest's end and an operator have to say.
-func (s *source) pass(ctx context.Context) {
-	died := s.Died
-	for {
-		select {
-		case <-died:
-			died = nil
-			s.driver.post(handover.Event{Kind: handover.GuestDied, Reason: "the guest has ended"})
-		case e := <-s.Orders:
-			s.driver.post(e)
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// keepLink listens to the destination, and dials it again when the link is lost.
-func (s *source) keepLink(ctx context.Context, c *control) {
-	defer context.AfterFunc(ctx, func() { s.driver.attach(nil) })()
-	for {
-		err := s.driver.listen(c, s.hear)
-		if !s.driver.detach(c) || ctx.Err() != nil {
-			return
-		}
-		s.driver.post(handover.Event{Kind: handover.LinkLost, Reason: "the connection to " + s.Addr + " was lost: " + err.Error()})
-		if c = redial(ctx, s.dialer.Addr, s.dialer.ID, s.TLS); c == nil {
-			return
-		}
-		s.driver.attach(c)
-		s.driver.post(handover.Event{Kind: handover.LinkBack})
-	}
-}
-
-// redial dials a destination until it answers.
-func redial(ctx context.Context, addr string, id stream.ID, config *tls.Config) *control {
-	for pause := redialFirst; ; pause = min(2*pause, redialMost) {
-		// A dialer without a token: the destination may be another process by now.
-		d := stream.Dialer{Addr: addr, ID: id, TLS: config}
-		if conn, err := d.Control(ctx); err == nil {
-			return newControl(conn)
-		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
 // hear takes what is not for the machine.
-func (s *source) hear(k kind, body []byte) error {
-	if k != frameTimes {
-		return fmt.Errorf("control message of kind %d from the destination", k)
-	}
+func (s *source) hear(body []byte) error {
 	var t Times
 	if err := json.Unmarshal(body, &t); err != nil {
 		return err

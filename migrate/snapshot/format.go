@@ -97,8 +97,8 @@ const (
 // id names the moment of a guest that a snapshot holds.
 type id [16]byte
 
-// castagnoli is the table of CRC-32C. Most commands do not need it, and it takes a tenth
-// of a millisecond to make.
+// castagnoli is the table of CRC-32C. Most commands do not need it, and it takes more
+// than a tenth of a millisecond to make.
 var castagnoli = sync.OnceValue(func() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) })
 
 // checksum is the CRC-32C of all parts, one after the other.
@@ -106,6 +106,35 @@ func checksum(parts ...[]byte) uint32 {
 	var crc uint32
 	for _, p := range parts {
 		crc = crc32.Update(crc, castagnoli(), p)
+	}
+	return crc
+}
+
+// plainTable is a table of CRC-32C that is made in microseconds. With it package crc32
+// does not use the processor's own instruction.
+var plainTable = sync.OnceValue(func() *crc32.Table {
+	t := new(crc32.Table)
+	for i := range t {
+		crc := uint32(i)
+		for range 8 {
+			crc = crc>>1 ^ crc32.Castagnoli&-(crc&1)
+		}
+		t[i] = crc
+	}
+	return t
+})
+
+// checksumOnce is checksum for the few parts that are read to restore a guest, which is
+// over before castagnoli would be of use. A state that is large is worth its time.
+func checksumOnce(parts ...[]byte) uint32 {
+	const large = 64 << 10
+	var crc uint32
+	for _, p := range parts {
+		table := plainTable
+		if len(p) > large {
+			table = castagnoli
+		}
+		crc = crc32.Update(crc, table(), p)
 	}
 	return crc
 }
@@ -148,11 +177,7 @@ func checkSeal(h []byte, parts ...[]byte) error {
 
 func headerSum(h []byte, parts ...[]byte) uint32 {
 	var none [4]byte
-	crc := checksum(h[:headerCRC], none[:])
-	for _, p := range parts {
-		crc = crc32.Update(crc, castagnoli(), p)
-	}
-	return crc
+	return checksumOnce(append([][]byte{h[:headerCRC], none[:]}, parts...)...)
 }
 
 // zero tells whether p has only zero bytes.

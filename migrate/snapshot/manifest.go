@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/godwit-vmm/godwit/memory"
+	"github.com/godwit-vmm/godwit/migrate/statejson"
 )
 
 // Kind says whether a snapshot stands for itself.
@@ -184,25 +185,35 @@ func (m *Manifest) encode() ([]byte, error) {
 
 // decodeManifest reads and checks what encode wrote.
 func decodeManifest(p []byte) (*Manifest, error) {
-	// The version first: another one may have other fields.
-	var version struct{ Format *Version }
-	if err := json.Unmarshal(p, &version); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
-	}
-	if version.Format == nil {
-		return nil, fmt.Errorf("%w: no format version", ErrDamaged)
-	}
-	if err := version.Format.check(); err != nil {
-		return nil, err
-	}
 	m := new(Manifest)
-	if err := json.Unmarshal(p, m); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	err := statejson.Unmarshal(p, m)
+	if err != nil || m.Format != current {
+		// First that it is of another version, which may have other fields.
+		if err := checkFormat(p); err != nil {
+			return nil, err
+		}
 	}
-	if err := m.check(); err != nil {
+	if err == nil {
+		err = m.check()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return m, nil
+}
+
+// checkFormat looks at the version of a manifest alone.
+func checkFormat(p []byte) error {
+	var version struct {
+		Format *Version `json:"format"`
+	}
+	if err := statejson.Unmarshal(p, &version); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if version.Format == nil {
+		return fmt.Errorf("%w: no format version", ErrDamaged)
+	}
+	return version.Format.check()
 }
 
 func (m *Manifest) check() error {

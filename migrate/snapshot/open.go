@@ -85,7 +85,7 @@ func (s *Snapshot) readManifest(d *os.File) error {
 	if err != nil {
 		return err
 	}
-	if uint32(len(p)) != s.state.manifestSize || checksum(p) != s.state.manifestCRC {
+	if uint32(len(p)) != s.state.manifestSize || checksumOnce(p) != s.state.manifestCRC {
 		return fmt.Errorf("%s: %w: it is not the one that %s was written with: it was changed, or comes from another snapshot", ManifestFile, ErrDamaged, StateFile)
 	}
 	if s.manifest, err = decodeManifest(p); err != nil {

@@ -141,7 +141,7 @@ func decodeSection(entry, body []byte) (s Section, rest []byte, err error) {
 		return s, nil, fmt.Errorf("%w: section %q has %d bytes, of which %d are there", ErrDamaged, name, size, len(body))
 	}
 	s.Data = body[:size:size]
-	if want, got := binary.LittleEndian.Uint32(entry[60:]), checksum(s.Data); got != want {
+	if want, got := binary.LittleEndian.Uint32(entry[60:]), checksumOnce(s.Data); got != want {
 		return s, nil, fmt.Errorf("%w: checksum of section %q is %#08x, want %#08x", ErrDamaged, name, got, want)
 	}
 	return s, body[size:], nil

@@ -67,9 +67,6 @@ func (c *compressor) pack(p []byte) ([]byte, error) {
 	return c.packed, nil
 }
 
-// wrote notes how fast the connection is.
-func (c *compressor) wrote(n int, took time.Duration) { c.gain.wrote(n, took) }
-
 // gain measures whether compression gains time. A connection takes a byte of pages in wire
 // seconds; packed, in ratio*wire, or in zip, if packing takes longer, for it works ahead.
 // All are averages that follow what changes.

@@ -53,11 +53,16 @@ func (e *encoder) flush() error {
 	if err != nil {
 		return err
 	}
+	e.reset(w)
+	return nil
+}
+
+// reset goes on with another buffer.
+func (e *encoder) reset(w written) {
 	e.buf = w.buf
 	if e.zip != nil && w.bytes > 0 {
-		e.zip.wrote(w.bytes, w.took)
+		e.zip.gain.wrote(w.bytes, w.took)
 	}
-	return nil
 }
 
 // room makes sure that n bytes fit.
@@ -69,9 +74,11 @@ func (e *encoder) room(n int) error {
 }
 
 func (e *encoder) addHeader(h header) error {
-	err := e.room(headerSize)
+	if err := e.room(headerSize); err != nil {
+		return err
+	}
 	e.buf = h.append(e.buf)
-	return err
+	return nil
 }
 
 func (e *encoder) addZero(offset, length uint64) error {

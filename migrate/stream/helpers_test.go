@@ -8,10 +8,12 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -127,4 +129,63 @@ func benchTLS(t testing.TB) (server, client *tls.Config) {
 	server, client = f.load(t, true), f.load(t, false)
 	client.ServerName = "127.0.0.1"
 	return server, client
+}
+
+// tcpPairs makes connections over loopback, and returns both ends. Secure ones have TLS,
+// as the set-up makes it.
+func tcpPairs(t testing.TB, n int, secured bool) (here, there []net.Conn) {
+	t.Helper()
+	if !secured {
+		return connect(t, n, nil, nil)
+	}
+	wrap := func(half func(net.Conn, *tls.Config) *tls.Conn, c *tls.Config) func(net.Conn) (net.Conn, error) {
+		return func(conn net.Conn) (net.Conn, error) { return secure(t.Context(), half, conn, c) }
+	}
+	server, client := benchTLS(t)
+	return connect(t, n, wrap(tls.Client, client), wrap(tls.Server, server))
+}
+
+// plainTLS are connections as crypto/tls makes them.
+func plainTLS(t testing.TB, n int) (here, there []net.Conn) {
+	t.Helper()
+	wrap := func(half func(net.Conn, *tls.Config) *tls.Conn, c *tls.Config) func(net.Conn) (net.Conn, error) {
+		return func(conn net.Conn) (net.Conn, error) {
+			s := half(conn, c)
+			return s, s.HandshakeContext(t.Context())
+		}
+	}
+	server, client := benchTLS(t)
+	return connect(t, n, wrap(tls.Client, client), wrap(tls.Server, server))
+}
+
+// connect makes connections, of which the ends are what near and far make of them.
+func connect(t testing.TB, n int, near, far func(net.Conn) (net.Conn, error)) (here, there []net.Conn) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	for range n {
+		a, err := net.Dial("tcp", listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := listener.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if near != nil {
+			var work sync.WaitGroup
+			var nearErr, farErr error
+			work.Go(func() { b, farErr = far(b) })
+			a, nearErr = near(a)
+			work.Wait()
+			if err := errors.Join(nearErr, farErr); err != nil {
+				t.Fatal(err)
+			}
+		}
+		here, there = append(here, a), append(there, b)
+	}
+	return here, there
 }

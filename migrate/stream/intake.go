@@ -15,7 +15,7 @@ import (
 
 // readAhead is how many bytes are read with a header: enough for some frames of single
 // pages, little to copy of a large one, most of which goes straight into the memory.
-const readAhead = 16 << 10
+const readAhead = 64 << 10
 
 // intake is one connection of a receiver.
 type intake struct {

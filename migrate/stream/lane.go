@@ -29,7 +29,8 @@ type lane struct {
 	limit  *Limiter
 	stall  time.Duration
 	frames encoder
-	// full are buffers that are to be written, and free what was written.
+	// There are two buffers: while one is written the other fills. Who gives one to full
+	// gets the other from free at once.
 	full chan []byte
 	free chan written
 
@@ -56,7 +57,6 @@ func newLane(s *Sender, index int, conn net.Conn, o SenderOptions) *lane {
 		full: make(chan []byte), free: make(chan written, 1),
 	}
 	l.frames = newEncoder(l, o.Compress)
-	l.free <- written{buf: make([]byte, 0, bufferSize)}
 	return l
 }
 
@@ -79,34 +79,34 @@ func (l *lane) send() {
 	}
 }
 
-// next waits for an item; what there is already goes out before.
+// next waits for an item. While there is none, what has gathered is written.
 func (l *lane) next() (item, bool) {
 	select {
 	case i := <-l.queue:
 		return i, true
 	default:
 	}
-	if err := l.frames.flush(); err != nil {
-		return item{}, false
-	}
-	select {
-	case i := <-l.queue:
-		return i, true
-	case <-l.sender.failed:
-		return item{}, false
+	for {
+		full := l.full
+		if len(l.frames.buf) == 0 {
+			full = nil // nothing to write
+		}
+		select {
+		case i := <-l.queue:
+			return i, true
+		case full <- l.frames.buf:
+			l.frames.reset(<-l.free)
+		case <-l.sender.failed:
+			return item{}, false
+		}
 	}
 }
 
-// swap gives a buffer to be written and returns another, and how that one was written.
+// swap has a buffer written, and returns the other.
 func (l *lane) swap(buf []byte) (written, error) {
 	select {
 	case l.full <- buf:
-	case <-l.sender.failed:
-		return written{}, ErrClosed
-	}
-	select {
-	case w := <-l.free:
-		return w, nil
+		return <-l.free, nil
 	case <-l.sender.failed:
 		return written{}, ErrClosed
 	}
@@ -114,15 +114,17 @@ func (l *lane) swap(buf []byte) (written, error) {
 
 // drain writes buffers, until the sender fails or is closed.
 func (l *lane) drain() {
+	other := written{buf: make([]byte, 0, bufferSize)}
 	for {
 		select {
 		case buf := <-l.full:
+			l.free <- other
 			start := time.Now()
 			if err := l.write(buf); err != nil {
 				l.lost(err)
 				return
 			}
-			l.free <- written{buf[:0], len(buf), time.Since(start)} // has room: there are two
+			other = written{buf[:0], len(buf), time.Since(start)}
 		case <-l.sender.failed:
 			return
 		}

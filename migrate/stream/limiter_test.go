@@ -2,15 +2,18 @@ package stream
 
 import (
 	"math"
+	"net"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/godwit-vmm/godwit/memory"
 )
 
 // TestLimiter has several senders share a limit, for some seconds of a clock of their own.
 func TestLimiter(t *testing.T) {
-	for _, rate := range []uint64{10_000, 1_000_000, 125_000_000, 5_000_000_000} {
+	for _, rate := range []uint64{10_000, 1_000_000, 125_000_000} {
 		for _, senders := range []int{1, 4} {
 			synctest.Test(t, func(t *testing.T) {
 				l := NewLimiter(rate)
@@ -110,4 +113,33 @@ func TestLimiterDone(t *testing.T) {
 	if n := (*Limiter)(nil).take(nil, 7); n != 7 {
 		t.Errorf("%d bytes without a limiter, want 7", n)
 	}
+}
+
+// TestLimited limits a sender, and changes that while it sends.
+func TestLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate = 1_000_000
+		limit := NewLimiter(rate)
+		near, far := net.Pipe()
+		near2, far2 := net.Pipe()
+		l := newLink(t, []net.Conn{near, near2}, []net.Conn{far, far2}, SenderOptions{Limit: limit})
+		mem := l.src.Regions()[0].Mem
+		for i := range mem {
+			mem[i] = byte(i>>12) | 1
+		}
+		for _, rate := range []uint64{rate, 10 * rate} {
+			limit.Set(rate)
+			start := time.Now()
+			for page := uint64(0); page < testSize/memory.PageSize; page += 256 {
+				l.send(t, page, 256)
+			}
+			if err := l.sender.Barrier(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := testSize / time.Since(start).Seconds() / float64(rate); got < 0.95 || got > 1.05 {
+				t.Errorf("pages went at %.3f of the limit of %d", got, rate)
+			}
+		}
+		l.finish(t)
+	})
 }

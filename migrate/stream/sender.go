@@ -118,6 +118,9 @@ func laneOf(offset uint64, lanes int) int {
 
 // give waits until the connection has room for another item.
 func (s *Sender) give(l *lane, i item) error {
+	if err := s.failure(); err != nil {
+		return err // even if there is room
+	}
 	select {
 	case l.queue <- i:
 		return nil
