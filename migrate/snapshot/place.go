@@ -70,10 +70,12 @@ func (p *place) vacant() error {
 }
 
 // occupy makes the hidden directory and the memory file in it, whose lock keeps
-// the directory from being taken for one that was left behind. A cleaner may come
-// between the steps; then the next name is tried.
+// the directory from being taken for one that was left behind. Cleaners wait until
+// that lock is held; on a file system without flock one may come between the steps,
+// and then the next name is tried.
 func (p *place) occupy() (mem *os.File, err error) {
 	const attempts = 16
+	defer lockFolder(p.parent, unix.LOCK_SH)()
 	for range attempts {
 		if mem, err = p.tryOccupy(); err == nil || !errors.Is(err, errCleaned) {
 			return mem, err

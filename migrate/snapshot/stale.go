@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -77,32 +78,61 @@ func removeStale(parent *os.File, name string) error {
 		return err
 	}
 	defer tmp.Close()
-	mem, err := openAt(tmp, MemoryFile, unix.O_RDWR|unix.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		// Its writer is just beginning, or was killed then. Removing it
-		// fails if a memory file appears meanwhile.
-		err := unix.Unlinkat(int(parent.Fd()), name, unix.AT_REMOVEDIR)
-		if errors.Is(err, unix.ENOTEMPTY) {
-			return nil
-		}
+	stale, err := isStale(parent, tmp, name)
+	if err != nil || !stale {
 		return err
 	}
+	return os.RemoveAll(filepath.Join(parent.Name(), name))
+}
+
+// isStale tells whether a hidden directory was left behind; one without a memory file it
+// removes itself.
+func isStale(parent, tmp *os.File, name string) (bool, error) {
+	// Nobody is just beginning.
+	defer lockFolder(parent, unix.LOCK_EX)()
+	mem, err := openAt(tmp, MemoryFile, unix.O_RDWR|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		// Its writer was killed when it began. Where the folder cannot be locked
+		// it may be beginning: removing fails if a memory file appears meanwhile.
+		err := unix.Unlinkat(int(parent.Fd()), name, unix.AT_REMOVEDIR)
+		if errors.Is(err, unix.ENOTEMPTY) {
+			return false, nil
+		}
+		return false, err
+	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer mem.Close()
 	if err := lock(mem); err != nil {
 		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
-			return nil // its writer lives
+			return false, nil // its writer lives
 		}
-		return err
+		return false, err
 	}
 	// A writer keeps its lock until the directory has its final name, so if
 	// the hidden name still leads here, nobody will want it any more.
-	if same, err := stillAt(mem, parent, name); err != nil || !same {
-		return err
+	return stillAt(mem, parent, name)
+}
+
+// lockPatience is how long another program may hold a lock on the folder.
+const lockPatience = time.Second
+
+// lockFolder takes a lock on an open folder (flock(2)) and returns what releases it. It
+// keeps those who clean up and those who begin apart. Not all file systems have it, and
+// whoever can read the folder could hold it: then it goes without.
+func lockFolder(folder *os.File, how int) (unlock func()) {
+	for end := time.Now().Add(lockPatience); time.Now().Before(end); {
+		switch err := unix.Flock(int(folder.Fd()), how|unix.LOCK_NB); {
+		case err == nil:
+			return func() { _ = unix.Flock(int(folder.Fd()), unix.LOCK_UN) }
+		case errors.Is(err, unix.EWOULDBLOCK):
+			time.Sleep(time.Millisecond) // a lock is held for less
+		case !errors.Is(err, unix.EINTR):
+			return func() {}
+		}
 	}
-	return os.RemoveAll(filepath.Join(parent.Name(), name))
+	return func() {}
 }
 
 // stillAt tells whether the memory file is the one in the directory of this name.
