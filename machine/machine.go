@@ -327,10 +327,7 @@ func (m *Machine) Run(ctx context.Context) (Outcome, error) {
 		m.announceGeneration()
 	}
 	if m.cfg.Incoming {
-		// The network is to find the guest where it is now.
-		for _, d := range m.nets {
-			d.Announce()
-		}
+		defer m.announcePlace()()
 	}
 	for _, v := range m.cpus {
 		v.Start()
