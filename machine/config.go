@@ -71,6 +71,10 @@ type Saved struct {
 	State func() (*State, error)
 	// Memory is what its RAM held. The files may be closed when New returns.
 	Memory []memory.Extent
+	// Serve, if set, begins to bring the pages of the memory, which has none at first,
+	// instead of Memory. The function that it returns ends that, when nobody uses the
+	// memory any more.
+	Serve func(*memory.Guest) (end func() error, err error)
 }
 
 // PanicWord is the word of the kernel command line that makes a Linux guest
@@ -87,7 +91,7 @@ func (c *Config) check() error {
 		return err
 	}
 	if c.Saved != nil {
-		if c.Saved.State == nil || c.Saved.Memory == nil {
+		if c.Saved.State == nil || c.Saved.Memory == nil && c.Saved.Serve == nil {
 			return fmt.Errorf("a saved machine without its state or its memory")
 		}
 		return nil

@@ -49,10 +49,12 @@ type Machine struct {
 	disks         []*blk.Device
 	nets          []*virtionet.Device
 	balloon       *balloon.Device
-	hvc           *virtioconsole.Device
-	console       *devices.Serial
-	channel       *devices.Serial
-	cpus          []*vcpu.VCPU
+	// endServe is what Saved.Serve returned.
+	endServe func() error
+	hvc      *virtioconsole.Device
+	console  *devices.Serial
+	channel  *devices.Serial
+	cpus     []*vcpu.VCPU
 
 	// dirtyMu is over the log of dirty pages: whether it is on, whether KVM
 	// wants to be told to watch pages anew, and room for a slot's log.
@@ -166,10 +168,14 @@ func (m *Machine) addMemory() error {
 	}
 	var err error
 	o := memory.Options{Size: m.cfg.Memory, HugePages: m.cfg.HugePages, Name: m.cfg.Name}
-	if m.cfg.Saved != nil {
+	serve := m.cfg.Saved != nil && m.cfg.Saved.Serve != nil
+	if m.cfg.Saved != nil && !serve {
 		o.Saved = m.cfg.Saved.Memory
 	}
 	m.mem, err = memory.New(o)
+	if err == nil && serve {
+		m.endServe, err = m.cfg.Saved.Serve(m.mem)
+	}
 	if err != nil {
 		return err
 	}
@@ -394,6 +400,9 @@ func (m *Machine) Close() error {
 	errs = append(errs, m.closeDevices())
 	if m.vm != nil {
 		errs = append(errs, m.vm.Close())
+	}
+	if m.endServe != nil {
+		errs = append(errs, m.endServe())
 	}
 	if m.mem != nil {
 		errs = append(errs, m.mem.Close())

@@ -24,6 +24,13 @@ func (g *Guest) Discard(gpa GPA, n uint64) (uint64, error) {
 	if first >= end {
 		return 0, nil
 	}
+	if g.Pager() != NoPager {
+		given, err := g.discardPaged(r.Mem[first:end])
+		if given > 0 {
+			g.MarkDirty(r.Start+GPA(first), given)
+		}
+		return given, err
+	}
 	const punch = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
 	var err error
 	if g.private {
@@ -49,6 +56,11 @@ func (g *Guest) Populate(gpa GPA, n uint64) error {
 	}
 	if n == 0 || g.private {
 		return nil // small pages of private memory come when they are touched
+	}
+	if g.Pager() != NoPager {
+		// A page of the pool would take the place of that which is to come.
+		off := uint64(gpa - r.Start)
+		return Await(r.Mem[off : off+n])
 	}
 	if err := g.fallocate(0, r.Offset+uint64(gpa-r.Start), n); err != nil {
 		return fmt.Errorf("get memory from the host for %d bytes at guest address %#x: %w", n, uint64(gpa), err)

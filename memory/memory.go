@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -63,6 +64,8 @@ type Guest struct {
 	files map[*os.File]*os.File
 
 	hostPageSize uint64
+	// pager is a Pager.
+	pager atomic.Int32
 }
 
 // hugePageSize is the size of the pages that Options.HugePages asks for.
@@ -236,7 +239,11 @@ func (g *Guest) View(gpa GPA, n uint64) ([]byte, error) {
 		return nil, outside(gpa, n)
 	}
 	off := uint64(gpa - r.Start)
-	return r.Mem[off : off+n : off+n], nil
+	v := r.Mem[off : off+n : off+n]
+	if err := g.Await(v); err != nil {
+		return nil, err
+	}
+	return v, nil
 }
 
 // Slice returns the n bytes at gpa for writing. The caller calls MarkDirty

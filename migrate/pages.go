@@ -26,7 +26,11 @@ func EachRun(ctx context.Context, mem *memory.Guest, dirty []uint64, write func(
 			}
 			offset := from * memory.PageSize
 			p := r.Mem[offset-r.Offset : offset-r.Offset+n*memory.PageSize]
-			if err := write(int64(offset), p); err != nil {
+			err := mem.Await(p)
+			if err == nil {
+				err = write(int64(offset), p)
+			}
+			if err != nil {
 				return fmt.Errorf("copy %d bytes of guest memory at %#x: %w", len(p), offset, err)
 			}
 			at = from + n

@@ -16,6 +16,7 @@ const module = "github.com/godwit-vmm/godwit/"
 var rules = map[string][]string{
 	"kvm":              {"golang.org/x/sys/"},
 	"memory":           {"golang.org/x/sys/"},
+	"memory/uffd":      {"golang.org/x/sys/", module + "memory"},
 	"vcpu":             {"golang.org/x/sys/", module + "kvm"},
 	"devices":          {"golang.org/x/sys/", module + "memory", module + "devices"},
 	"bootloader":       {module + "memory", module + "bootloader", "github.com/pierrec/lz4/"},

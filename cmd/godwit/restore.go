@@ -79,6 +79,8 @@ new seed.`,
 	f.StringArrayVar(&taps, "tap", nil, "connect the network card ID to another tap interface `ID=NAME`; may be repeated")
 	f.StringVar(&o.vsock, "vsock", "", "have the socket of the guest's vsock device at `PATH` (default: in the folder of the running guest)")
 	f.BoolVar(&o.load.TrackDirty, "track", false, "keep track of what the guest writes, so that its next snapshot can be a --diff on this one")
+	f.BoolVar(&o.load.Prefetch, "prefetch", false, "map at once what memory the guest used when it was restored before; the first time, note in the snapshot what it uses")
+	f.DurationVar(&o.load.Record, "record", 0, "note in the snapshot, after this time or at the guest's end, what memory it uses, for --prefetch")
 	f.BoolVar(&paused, "paused", false, "leave the guest paused, until \"godwit resume\"")
 	f.StringVar(&clock, "clock", clock, "what the guest's clocks show: the wall clock the time of the host, which its agent sets (host); both go on from what was saved (saved); both have gone on since then, so that timers that are due fire, agent or not (realtime)")
 	f.BoolVar(&o.detach, "detach", false, "restore in the background, print the guest's name and end as soon as the guest runs")

@@ -27,14 +27,14 @@ type savedConfig struct {
 
 // restore builds the machine of a snapshot, and takes over its configuration. The
 // caller is within starts.
-func (v *VM) restore(r LoadRequest) (*machine.Machine, *tracked, error) {
+func (v *VM) restore(r LoadRequest) (*session, error) {
 	open := r.Opened
 	if open == nil {
 		open = func() (*snapshot.Chain, error) { return snapshot.OpenChain(r.Path) }
 	}
 	chain, err := open()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer chain.Close()
 	newest := chain.Newest()
@@ -55,18 +55,18 @@ func (v *VM) restore(r LoadRequest) (*machine.Machine, *tracked, error) {
 	defer func() { <-decoded }() // the chain is closed
 	var saved savedConfig
 	if err := decode(newest, sectionConfig, &saved); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	v.trace("snapshot")
 	c := saved.Config
 	if size := newest.Manifest().Memory.Size; c.Memory != size {
-		return nil, nil, fmt.Errorf("snapshot %s: its guest has %d bytes of memory, and %d are saved", r.Path, c.Memory, size)
+		return nil, fmt.Errorf("snapshot %s: its guest has %d bytes of memory, and %d are saved", r.Path, c.Memory, size)
 	}
 	if err := trust(&c, r); err != nil {
-		return nil, nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
+		return nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
 	}
 	if err := v.relocate(&c, newest, r); err != nil {
-		return nil, nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
+		return nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
 	}
 	if len(c.Nets) > 0 {
 		s, err := state()
@@ -74,7 +74,7 @@ func (v *VM) restore(r LoadRequest) (*machine.Machine, *tracked, error) {
 			err = v.settleMACs(&c, s, r)
 		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
+			return nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
 		}
 	}
 	switch {
@@ -90,20 +90,29 @@ func (v *VM) restore(r LoadRequest) (*machine.Machine, *tracked, error) {
 	for _, e := range chain.Extents() {
 		m.Saved.Memory = append(m.Saved.Memory, memory.Extent{Offset: uint64(e.Offset), Length: uint64(e.Length), File: e.File})
 	}
+	switch {
+	case r.Uffd:
+		m.Saved.Serve = v.serveByHandler(r.Memory)
+	case c.HugePages:
+		m.Saved.Serve = v.serveSaved(m.Saved.Memory)
+	}
 	built, err := machine.New(v.o.System, m)
 	if err != nil {
 		v.set(func() { v.config = before })
-		return nil, nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
+		return nil, fmt.Errorf("snapshot %s: %w", r.Path, err)
+	}
+	restored := newSession(built)
+	if m.Saved.Serve == nil {
+		restored.usage = v.usage(newest, r)
 	}
 	if !r.TrackDirty {
-		return built, nil, nil
+		return restored, nil
 	}
-	since, err := track(built, newest)
-	if err != nil {
+	if restored.tracked, err = track(built, newest); err != nil {
 		v.set(func() { v.config = before })
-		return nil, nil, errors.Join(err, built.Close())
+		return nil, errors.Join(err, built.Close())
 	}
-	return built, since, nil
+	return restored, nil
 }
 
 // track begins to log what a restored machine writes, which does not run yet, for a diff

@@ -82,6 +82,7 @@ func (v *VM) live(s *session) {
 		outcome, err := v.run(s)
 		// What is typed for a guest that is gone is not waited for.
 		s.end()
+		v.record(s)
 		v.use.Lock()
 		v.keepCounters(s.m)
 		v.set(func() { v.current.Store(nil) })

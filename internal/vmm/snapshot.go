@@ -69,6 +69,12 @@ type LoadRequest struct {
 	// Vsock is the path of the vsock device's socket, empty for that of
 	// Options.Identify.
 	Vsock string
+	// Prefetch maps the memory that the guest used when it was restored before, as soon
+	// as it runs. If that is not known it is noted in the snapshot for the next time.
+	Prefetch bool
+	// Record has noted, in the snapshot, what memory the guest has used when it has run
+	// for this time, or when it ends earlier; 0 notes nothing. Nothing is prefetched.
+	Record time.Duration
 	// ClockRealtime moves the guest's clock on by the time since the snapshot: see
 	// machine.State.AdvanceClock.
 	ClockRealtime bool
@@ -128,10 +134,11 @@ var ErrStopped = errors.New("stopped with a snapshot")
 // Load starts the guest with what it was when a snapshot was taken. The VM must not
 // have been configured.
 func (v *VM) Load(ctx context.Context, r LoadRequest) error {
-	if r.Uffd {
-		return errors.New("memory that another process serves (Uffd) is not supported: give the snapshot itself (File)")
+	memory := r.Memory
+	if r.Uffd { // that is a socket
+		memory = ""
 	}
-	if err := checkPaths(r.Path, r.Memory); err != nil {
+	if err := checkPaths(r.Path, memory); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -146,7 +153,7 @@ func (v *VM) Load(ctx context.Context, r LoadRequest) error {
 		if configured {
 			return ErrConfigured
 		}
-		m, since, err := v.restore(r)
+		s, err := v.restore(r)
 		if err != nil {
 			return err
 		}
@@ -155,9 +162,13 @@ func (v *VM) Load(ctx context.Context, r LoadRequest) error {
 			phase = Running
 		}
 		v.tell(Event{Kind: EventRestored, Path: r.Path})
-		s := newSession(m)
-		s.tracked = since
-		return v.launch(s, phase)
+		if err := v.launch(s, phase); err != nil {
+			return err
+		}
+		if s.usage != nil {
+			go v.follow(s)
+		}
+		return nil
 	})
 }
 
