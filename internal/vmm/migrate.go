@@ -93,6 +93,8 @@ func (v *VM) move(ctx context.Context, s *session, r MigrateRequest) (live.Repor
 	if err != nil {
 		return live.Report{}, err
 	}
+	// What is not removed now, is so before the next migration.
+	_ = r.Journal.Prune(v.Name())
 	offer, err := v.offer(g)
 	if err != nil {
 		return live.Report{}, err
