@@ -37,6 +37,7 @@ func TestLife(t *testing.T) {
 		Version: "1.2.3", Console: text, Events: text, Metrics: text,
 		MetricsFile:  func(path string) error { metrics = path; return nil },
 		FlushMetrics: func() error { flushed = "flushed"; return nil },
+		Journal:      newJournal(t),
 	})
 	do := client(t, s, document)
 	is := func(path, want string) {
@@ -113,6 +114,9 @@ func TestLife(t *testing.T) {
 	if do.must(t, "PUT", "/actions", `{"action_type": "FlushMetrics"}`); flushed == "" {
 		t.Error("the metrics were not flushed")
 	}
+	there := newReceiver(t)
+	there.request.Vsock = dir + "/there"
+	do.migrates(t, vm, there)
 	s.Event(vmm.Event{Kind: vmm.EventTrouble, Err: errors.New("trouble of a disk")})
 	content, err := os.ReadFile(logged)
 	for _, want := range []string{"pci=off is left out", "path=/actions", "level=INFO", "source=", "trouble of a disk"} {

@@ -105,6 +105,9 @@ func (s *Server) putMigration(w http.ResponseWriter, r *request) error {
 	if err := s.migration.begin(m.Address, cancel, &request); err != nil {
 		return err
 	}
+	// The server's time for a request is not for this one, nor is it to be called off
+	// when that is over.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	lines := newStatusLines(w, m.Address)
 	request.Progress = func(p live.Progress) {
 		s.migration.progress(p)
@@ -207,27 +210,36 @@ func (s *Server) patchMigration(r *request) (any, error) {
 	if m.cancel == nil {
 		return nil, errors.New("the guest is not moving")
 	}
+	if err := m.act(&u); err != nil {
+		return nil, err
+	}
 	if u.Bandwidth != nil {
 		m.limit.Set(*u.Bandwidth)
 	}
-	switch u.Action {
-	case "":
-		return nil, nil
-	case "cancel":
-		if p := m.status.Progress; p != nil && p.Phase.LetGo() {
-			return nil, errors.New("the guest was let go: only the other host, or run-here and give-up, decide now")
-		}
+	return nil, nil
+}
+
+// act does what a client wants of a migration that is under way.
+func (m *migration) act(u *MigrationUpdate) error {
+	letGo := m.status.Progress != nil && m.status.Progress.Phase.LetGo()
+	switch {
+	case u.Action == "":
+		return nil
+	case u.Action == "cancel" && letGo:
+		return errors.New("the guest was let go: only the other host, or run-here and give-up, decide now")
+	case u.Action == "cancel":
 		m.cancel(errCanceled)
-		return nil, nil
-	case "run-here":
-		if u.Statement == "" {
-			return nil, errors.New("run-here needs a statement: how is the other host kept from ever running the guest?")
-		}
-		return nil, m.order(handover.Event{Kind: handover.ForceRun, Reason: u.Statement})
-	case "give-up":
-		return nil, m.order(handover.Event{Kind: handover.ForceGiveUp, Reason: u.Statement})
+		return nil
+	case u.Action == "run-here" && u.Statement == "":
+		return errors.New("run-here needs a statement: how is the other host kept from ever running the guest?")
+	case u.Action == "run-here" && letGo:
+		return m.order(handover.Event{Kind: handover.ForceRun, Reason: u.Statement})
+	case u.Action == "give-up" && letGo:
+		return m.order(handover.Event{Kind: handover.ForceGiveUp, Reason: u.Statement})
+	case u.Action == "run-here" || u.Action == "give-up":
+		return errors.New("the guest was not let go, and runs here: to call the migration off, cancel it")
 	}
-	return nil, fmt.Errorf("action %q: want cancel, run-here or give-up", u.Action)
+	return fmt.Errorf("action %q: want cancel, run-here or give-up", u.Action)
 }
 
 func (m *migration) order(e handover.Event) error {

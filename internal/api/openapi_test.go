@@ -1,10 +1,12 @@
 package api
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"math"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -73,6 +75,7 @@ func (d *document) check(method, path, body string, status int, answer []byte) e
 	d.seen[fmt.Sprint(method, " ", template(path), " ", status)] = true
 	d.mu.Unlock()
 	schema := d.at(response, "content", "application/json", "schema")
+	lines := d.at(response, "content", "application/x-ndjson", "schema")
 	switch {
 	case d.at(response, "content") == nil:
 		if len(answer) > 0 {
@@ -81,6 +84,12 @@ func (d *document) check(method, path, body string, status int, answer []byte) e
 	case schema != nil:
 		if err := d.checkJSON(schema, answer); err != nil {
 			return fmt.Errorf("the answer %s: %w", answer, err)
+		}
+	case lines != nil:
+		for line := range bytes.Lines(answer) {
+			if err := d.checkJSON(lines, line); err != nil {
+				return fmt.Errorf("the line %s: %w", line, err)
+			}
 		}
 	}
 	// A request that the document does not allow is refused.
@@ -228,5 +237,32 @@ func checkReferences(t *testing.T, d *document) {
 		if !used["#/components/schemas/"+name] {
 			t.Errorf("nothing refers to schema %s", name)
 		}
+	}
+}
+
+// TestSchemas compares the schemas of answers that a test may not see whole with the
+// types that they are made of.
+func TestSchemas(t *testing.T) {
+	d := parseDocument(t)
+	compareSchema(t, d, d.at(d.root, "components", "schemas", "MigrationStatus"), reflect.TypeFor[MigrationStatus]())
+}
+
+func compareSchema(t *testing.T, d *document, schema map[string]any, of reflect.Type) {
+	t.Helper()
+	var names []string
+	for i := range of.NumField() {
+		name, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ",")
+		names = append(names, name)
+		field := of.Field(i).Type
+		if field.Kind() == reflect.Pointer {
+			field = field.Elem()
+		}
+		if field.Kind() == reflect.Struct {
+			compareSchema(t, d, d.at(schema, "properties", name), field)
+		}
+	}
+	slices.Sort(names)
+	if documented := slices.Sorted(maps.Keys(d.at(schema, "properties"))); !slices.Equal(names, documented) {
+		t.Errorf("%v has %v, the document %v", of, names, documented)
 	}
 }
