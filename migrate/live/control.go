@@ -39,7 +39,7 @@ const (
 
 // limits are the lengths in bytes of the longest frames.
 var limits = [...]int{
-	frameOffer: 1 << 20, frameAnswer: 64 << 10, frameState: 64 << 20, frameHandover: handover.MaxMessage, frameTimes: 4 << 10,
+	frameOffer: 16 << 20, frameAnswer: 64 << 10, frameState: 64 << 20, frameHandover: handover.MaxMessage, frameTimes: 4 << 10,
 }
 
 const (
