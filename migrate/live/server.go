@@ -229,12 +229,15 @@ func (s *Server) answer(ctx context.Context, c *control, m handover.Message) {
 	}
 	defer slot.Close()
 	nothing := func() error { return nil }
+	heard := false
 	driver := newDriver(part{
 		step: func(e handover.Event) (actions []handover.Action) {
+			heard = heard || e.Kind == handover.Received
 			d, actions = d.Step(e)
 			return actions
 		},
-		final: func() bool { return d.Final() }, slot: slot, trace: s.Trace,
+		// One that had ended before answers, too.
+		final: func() bool { return heard && d.Final() }, slot: slot, trace: s.Trace,
 		takeLocks: nothing, dropLocks: nothing, run: func() error { return errors.New("its process has ended") },
 		resume: func() {}, destroy: func() {}, report: func(handover.Phase, string) {},
 	}, s.Waits)
