@@ -5,7 +5,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -148,7 +147,7 @@ func TestUffdNoHandler(t *testing.T) {
 func TestRestoreHugePages(t *testing.T) {
 	needUserfaultfd(t)
 	const size = 64 << 20
-	reserveHugePages(t, 2*size/(2<<20))
+	testenv.HugePages(t, 2*size/(2<<20))
 	path := checkerSnapshot(t, func(c *Config) error {
 		c.Memory, c.HugePages = size, true
 		return nil
@@ -175,29 +174,4 @@ func TestRestoreHugePages(t *testing.T) {
 	f.Kill(nil)
 	<-f.Done()
 	restored(t, LoadRequest{Path: again, Resume: true}).sound()
-}
-
-// reserveHugePages has the host reserve huge pages for the time of the test.
-func reserveHugePages(t *testing.T, n int) {
-	t.Helper()
-	const pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
-	had, err := os.ReadFile(pool)
-	if err != nil {
-		testenv.Lacks(t, "no huge pages: %v", err)
-	}
-	before, err := strconv.Atoi(strings.TrimSpace(string(had)))
-	if err == nil {
-		err = os.WriteFile(pool, []byte(strconv.Itoa(before+n)), 0o644)
-	}
-	if err != nil {
-		testenv.Lacks(t, "%d huge pages cannot be reserved: %v", n, err)
-	}
-	t.Cleanup(func() {
-		if err := os.WriteFile(pool, had, 0o644); err != nil {
-			t.Error(err)
-		}
-	})
-	if now, err := os.ReadFile(pool); err != nil || strings.TrimSpace(string(now)) != strconv.Itoa(before+n) {
-		testenv.Lacks(t, "the host has no room for %d more huge pages (%s, %v)", n, now, err)
-	}
 }
