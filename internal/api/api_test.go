@@ -14,6 +14,7 @@ import (
 
 	"github.com/godwit-vmm/godwit/devices/virtio/balloon"
 	"github.com/godwit-vmm/godwit/devices/virtio/blk"
+	"github.com/godwit-vmm/godwit/devices/virtio/limit"
 	"github.com/godwit-vmm/godwit/internal/vmm"
 )
 
@@ -311,12 +312,25 @@ func TestChangesOfRunningDevices(t *testing.T) {
 	if err := os.WriteFile(image, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	do, _ := started(t, func(c *vmm.Config) {
+	do, vm := started(t, func(c *vmm.Config) {
 		c.Drives = []vmm.Drive{{ID: "0", Config: blk.Config{Path: image}}}
 	})
 	do.refused(t, "PATCH", "/drives/0", `{"drive_id": "1"}`, "does not match")
 	do.refused(t, "PATCH", "/drives/0", `{"drive_id": "0", "path_on_host": "/other"}`, "keeps its file")
-	do.refused(t, "PATCH", "/drives/0", `{"drive_id": "0", "rate_limiter": {}}`, "with PUT, before the start")
+	do.refused(t, "PATCH", "/drives/1", `{"drive_id": "1", "rate_limiter": {}}`, "no drive")
+	do.refused(t, "PATCH", "/drives/0", `{"drive_id": "0", "rate_limiter": {"ops": {"size": 1, "refill_time": 5000}}}`, "at least one a second")
+	change := func(body string, want limit.Config) {
+		t.Helper()
+		do.must(t, "PATCH", "/drives/0", `{"drive_id": "0", "rate_limiter": `+body+`}`)
+		if got := vm.Config().Drives[0].Limit; got != want {
+			t.Errorf("%s: the limits are %+v, want %+v", body, got, want)
+		}
+	}
+	ops, bytes := limit.Rate{PerSecond: 100, Burst: 10}, limit.Rate{PerSecond: 1 << 20, Burst: 1 << 20}
+	change(`{"ops": {"size": 10, "refill_time": 100}}`, limit.Config{Operations: ops})
+	change(`{"bandwidth": {"size": 1048576, "refill_time": 1000}}`, limit.Config{Operations: ops, Bandwidth: bytes})
+	change(`{}`, limit.Config{Operations: ops, Bandwidth: bytes})
+	change(`{"ops": {"size": 0, "refill_time": 0}}`, limit.Config{Bandwidth: bytes})
 	if err := os.Truncate(image, 1000); err != nil {
 		t.Fatal(err)
 	}

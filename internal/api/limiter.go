@@ -21,6 +21,21 @@ func (l *RateLimiter) config() (c limit.Config, err error) {
 	return c, nil
 }
 
+// change is what the limiter changes; nil changes nothing.
+func (l *RateLimiter) change() (h limit.Change, err error) {
+	if l == nil {
+		return h, nil
+	}
+	c, err := l.config()
+	if l.Bandwidth != nil {
+		h.Bandwidth = &c.Bandwidth
+	}
+	if l.Ops != nil {
+		h.Operations = &c.Operations
+	}
+	return h, err
+}
+
 // rate is the bucket as a rate. One of size 0, or that takes no time to fill, is no
 // limit (as it is for Firecracker).
 func (b *TokenBucket) rate() (limit.Rate, error) {

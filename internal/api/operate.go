@@ -120,7 +120,7 @@ func (s *Server) patchStatistics(r *request) (any, error) {
 	})
 }
 
-// patchDrive has a disk take over the size that its file has now.
+// patchDrive has a disk take over the size that its file has now, or other limits.
 func (s *Server) patchDrive(r *request) (any, error) {
 	var u DriveUpdate
 	if err := r.read(&u); err != nil {
@@ -129,14 +129,28 @@ func (s *Server) patchDrive(r *request) (any, error) {
 	if err := r.checkID(u.ID); err != nil {
 		return nil, err
 	}
-	return nil, s.vm.Use(func(m *machine.Machine) error {
+	limits, err := u.Limiter.change()
+	if err != nil {
+		return nil, fmt.Errorf("rate_limiter: %w", err)
+	}
+	if u.Path != "" || u.Limiter == nil {
+		if err := s.resize(u); err != nil {
+			return nil, err
+		}
+	}
+	if u.Limiter == nil {
+		return nil, nil
+	}
+	return nil, s.vm.LimitDrive(u.ID, limits)
+}
+
+func (s *Server) resize(u DriveUpdate) error {
+	return s.vm.Use(func(m *machine.Machine) error {
 		drives := s.vm.Config().Drives
 		at := slices.IndexFunc(drives, func(d vmm.Drive) bool { return d.ID == u.ID })
 		switch {
 		case at < 0 || at >= len(m.Disks()):
 			return fmt.Errorf("there is no drive %q", u.ID)
-		case u.Limiter != nil:
-			return errors.New("rate_limiter: the limits of a running guest's drive cannot be changed: give them with PUT, before the start")
 		case u.Path != "" && filepath.Clean(u.Path) != filepath.Clean(drives[at].Path):
 			return fmt.Errorf("path_on_host: the drive of a running guest keeps its file, %s: enlarge that, or write the new content there", drives[at].Path)
 		}
@@ -144,6 +158,7 @@ func (s *Server) patchDrive(r *request) (any, error) {
 	})
 }
 
+// patchNet gives a network card other limits.
 func (s *Server) patchNet(r *request) (any, error) {
 	var u NetUpdate
 	if err := r.read(&u); err != nil {
@@ -152,15 +167,15 @@ func (s *Server) patchNet(r *request) (any, error) {
 	if err := r.checkID(u.ID); err != nil {
 		return nil, err
 	}
-	return nil, s.vm.Use(func(*machine.Machine) error {
-		switch {
-		case !slices.ContainsFunc(s.vm.Config().Nets, func(n vmm.Net) bool { return n.ID == u.ID }):
-			return fmt.Errorf("there is no network interface %q", u.ID)
-		case u.Receive != nil || u.Send != nil:
-			return errors.New("the limits of a running guest's network interface cannot be changed: give them with PUT, before the start")
-		}
-		return nil
-	})
+	receive, err := u.Receive.change()
+	if err != nil {
+		return nil, fmt.Errorf("rx_rate_limiter: %w", err)
+	}
+	send, err := u.Send.change()
+	if err != nil {
+		return nil, fmt.Errorf("tx_rate_limiter: %w", err)
+	}
+	return nil, s.vm.LimitNet(u.ID, receive, send)
 }
 
 func (s *Server) createSnapshot(r *request) (any, error) {

@@ -284,6 +284,19 @@ func (d *Device) Resize() error {
 	return nil
 }
 
+// ChangeLimit changes what the driver may ask for. It may be called from any goroutine,
+// until Close. An error changes nothing.
+func (d *Device) ChangeLimit(c limit.Change) error {
+	if err := c.Check(); err != nil {
+		return fmt.Errorf("disk %s: %w", d.config.name(), err)
+	}
+	d.limiter.Change(c)
+	for _, s := range d.services {
+		s.timer.Set(0) // who waits tries again
+	}
+	return nil
+}
+
 // tellSize tells a driver that is there about a new size. d.mu is held.
 func (d *Device) tellSize() {
 	if d.driver != nil && d.resized {

@@ -131,6 +131,28 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestChangeLimit tests that another limit holds for those, too, who wait for the old
+// one, which would be for hours.
+func TestChangeLimit(t *testing.T) {
+	path, _ := makeImage(t, 64<<10)
+	d := newDisk(t, Config{Path: path, Limit: limit.Config{Bandwidth: limit.Rate{PerSecond: 1, Burst: 1}}})
+	q := d.Queues[0]
+	for range 9 {
+		q.Publish(d.prepare(q, typeIn, 8, 4096).head)
+	}
+	q.Kick()
+	q.Wait() // the one that the burst lets through
+	if err := d.device.ChangeLimit(limit.Change{Operations: &limit.Rate{Burst: 1}}); err == nil {
+		t.Error("a burst without a rate went through")
+	}
+	if err := d.device.ChangeLimit(limit.Change{Bandwidth: &limit.Rate{}}); err != nil {
+		t.Fatal(err)
+	}
+	for range 8 {
+		q.Wait()
+	}
+}
+
 // TestInterrupts tests that a driver that waits for interrupts gets them also
 // from requests that blocked, many at once.
 func TestInterrupts(t *testing.T) {

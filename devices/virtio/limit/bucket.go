@@ -32,6 +32,9 @@ func newBucket(r Rate, now time.Time) bucket {
 
 // fill lets in what has come since the last time.
 func (b *bucket) fill(now time.Time) {
+	if b.rate == 0 {
+		return
+	}
 	elapsed := now.Sub(b.filled)
 	if elapsed <= 0 {
 		return

@@ -10,6 +10,7 @@ package limit
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -32,6 +33,25 @@ type Rate struct {
 	OneTime uint64
 }
 
+// Change says what limits are to be instead of those that are. What is nil stays.
+type Change struct {
+	Bandwidth, Operations *Rate
+}
+
+// Of is c with the change made.
+func (h Change) Of(c Config) Config {
+	if h.Bandwidth != nil {
+		c.Bandwidth = *h.Bandwidth
+	}
+	if h.Operations != nil {
+		c.Operations = *h.Operations
+	}
+	return c
+}
+
+// Check refuses what New would refuse.
+func (h Change) Check() error { return h.Of(Config{}).check() }
+
 // MaxRate is the largest number in a Rate.
 const MaxRate = 1 << 50
 
@@ -42,30 +62,53 @@ const burstParts = 10
 // methods may be called from any goroutine.
 type Limiter struct {
 	now func() time.Time
+	// limited is set while there is a limit at all: without one, requests do not
+	// queue for mu.
+	limited atomic.Bool
 
 	mu               sync.Mutex
 	bytes, operation bucket
 }
 
-// New makes a limiter with full buckets, or nil if c has no limits. now is the
-// source of time; nil stands for the clock.
+// New makes a limiter with full buckets. now is the source of time; nil stands for
+// the clock.
 func New(c Config, now func() time.Time) (*Limiter, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	if now == nil {
+		now = time.Now
+	}
+	l := &Limiter{now: now}
+	l.Change(Change{&c.Bandwidth, &c.Operations})
+	return l, nil
+}
+
+// Change replaces limits by others, which have passed Check and whose buckets are full.
+// A request that waits for the old ones has to try again.
+func (l *Limiter) Change(h Change) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	if h.Bandwidth != nil {
+		l.bytes = newBucket(*h.Bandwidth, now)
+	}
+	if h.Operations != nil {
+		l.operation = newBucket(*h.Operations, now)
+	}
+	l.limited.Store(l.bytes.rate != 0 || l.operation.rate != 0)
+}
+
+func (c Config) check() error {
 	for _, r := range []struct {
 		name string
 		Rate
 	}{{"bandwidth", c.Bandwidth}, {"operations", c.Operations}} {
 		if err := r.check(); err != nil {
-			return nil, fmt.Errorf("%s limit: %w", r.name, err)
+			return fmt.Errorf("%s limit: %w", r.name, err)
 		}
 	}
-	if c.Bandwidth.PerSecond == 0 && c.Operations.PerSecond == 0 {
-		return nil, nil
-	}
-	if now == nil {
-		now = time.Now
-	}
-	at := now()
-	return &Limiter{now: now, bytes: newBucket(c.Bandwidth, at), operation: newBucket(c.Operations, at)}, nil
+	return nil
 }
 
 func (r Rate) check() error {
@@ -81,7 +124,7 @@ func (r Rate) check() error {
 // Take takes the tokens of a request and returns 0, or takes nothing and
 // returns how long to wait before the next try.
 func (l *Limiter) Take(bytes, operations uint64) time.Duration {
-	if l == nil {
+	if l == nil || !l.limited.Load() {
 		return 0
 	}
 	l.mu.Lock()

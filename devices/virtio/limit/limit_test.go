@@ -131,14 +131,38 @@ func TestClockGoingBack(t *testing.T) {
 
 func TestNoLimits(t *testing.T) {
 	l, err := New(Config{}, nil)
-	if l != nil || err != nil {
-		t.Fatalf("New without limits = %v, %v", l, err)
+	if err != nil {
+		t.Fatal(err)
 	}
 	if wait := l.Take(math.MaxUint64, math.MaxUint64); wait != 0 {
 		t.Errorf("wait %v, want none", wait)
 	}
 	if err := l.Restore(l.Save()); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestChange(t *testing.T) {
+	k := newClock()
+	l := newLimiter(t, Config{}, k)
+	l.Change(Change{Operations: &Rate{PerSecond: 10, Burst: 5}})
+	if got := run(l, k, 0, 0); got != 5 {
+		t.Errorf("%d requests after a limit came, want its burst, 5", got)
+	}
+	l.Change(Change{Bandwidth: &Rate{PerSecond: 1 << 30}})
+	if wait := l.Take(1, 1); wait != 100*time.Millisecond {
+		t.Errorf("after a change of the other limit: wait %v, want 100ms as before", wait)
+	}
+	l.Change(Change{Operations: &Rate{PerSecond: 10, Burst: 3}})
+	if got := run(l, k, 1, 0); got != 3 {
+		t.Errorf("%d requests after another limit came, want its burst, 3", got)
+	}
+	l.Change(Change{Bandwidth: &Rate{}, Operations: &Rate{}})
+	if wait := l.Take(math.MaxUint64, 1); wait != 0 {
+		t.Errorf("wait %v with no limits any more", wait)
+	}
+	if err := (Change{Operations: &Rate{Burst: 1}}).Check(); err == nil {
+		t.Error("a burst without a rate went through")
 	}
 }
 

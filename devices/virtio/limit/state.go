@@ -59,6 +59,9 @@ func (l *Limiter) Restore(s State) error {
 }
 
 func (b *bucket) restore(s BucketState) {
+	if b.rate == 0 {
+		return
+	}
 	b.tokens = min(s.Tokens, int64(b.burst))
 	b.oneTime = min(s.OneTime, b.oneTime)
 }

@@ -161,7 +161,11 @@ func (d *Device) init() error {
 	d.warnings.warn = d.config.Warn
 	d.control.device = d
 	for i, fd := range fds {
-		d.pairs = append(d.pairs, newPair(d, i, fd, receive, send))
+		p, err := newPair(d, i, fd, receive, send)
+		if err != nil {
+			return err
+		}
+		d.pairs = append(d.pairs, p)
 	}
 	d.Reset()
 	return nil
@@ -234,7 +238,30 @@ func (d *Device) Close() error {
 	}
 	err := d.config.Backend.Close()
 	d.config.Backend = nil
+	for _, p := range d.pairs {
+		err = errors.Join(err, p.close())
+	}
 	return err
+}
+
+// ChangeLimits changes what goes to the guest and what comes from it, for all queue
+// pairs together. It may be called from any goroutine, until Close. An error changes
+// nothing.
+func (d *Device) ChangeLimits(receive, send limit.Change) error {
+	if err := receive.Check(); err != nil {
+		return fmt.Errorf("receive: %w", err)
+	}
+	if err := send.Check(); err != nil {
+		return fmt.Errorf("send: %w", err)
+	}
+	d.pairs[0].receive.limiter.Change(receive)
+	d.pairs[0].send.limiter.Change(send)
+	for _, p := range d.pairs {
+		for _, w := range p.workers() {
+			w.timer.Set(0) // who waits tries again
+		}
+	}
+	return nil
 }
 
 // lose tells the guest and the operator that the back end is gone for good,

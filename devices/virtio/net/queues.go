@@ -19,26 +19,45 @@ type pair struct {
 	send    *sender
 }
 
-func newPair(d *Device, i, fd int, receive, send *limit.Limiter) pair {
-	return pair{
+func newPair(d *Device, i, fd int, receive, send *limit.Limiter) (pair, error) {
+	p := pair{
 		&receiver{worker: worker{device: d, pair: i, fd: fd, limiter: receive}},
 		&sender{worker: worker{device: d, pair: i, fd: fd, limiter: send}},
 	}
+	for _, w := range p.workers() {
+		var err error
+		if w.timer, err = limit.NewTimer(); err != nil {
+			return pair{}, errors.Join(err, p.close())
+		}
+	}
+	return p, nil
 }
 
-// worker is what a receiver and a sender have in common. Its queue, loop and
-// timer are there from start to stop.
+func (p pair) workers() [2]*worker { return [2]*worker{&p.receive.worker, &p.send.worker} }
+
+func (p pair) close() error {
+	var err error
+	for _, w := range p.workers() {
+		if w.timer != nil {
+			err = errors.Join(err, w.timer.Close())
+		}
+	}
+	return err
+}
+
+// worker is what a receiver and a sender have in common. Its queue and loop are
+// there from start to stop.
 type worker struct {
 	device  *Device
 	pair    int
 	fd      int // of the back end
 	limiter *limit.Limiter
+	timer   *limit.Timer
 	counts  counts
 
 	driver *virtio.Driver
 	queue  *virtio.Queue
 	loop   *virtio.Loop
-	timer  *limit.Timer
 	// failed is set when the device asked for a reset. Nothing is served
 	// from then on.
 	failed bool
@@ -57,13 +76,8 @@ func (w *worker) start(driver *virtio.Driver, q *virtio.Queue, run func()) error
 	if w.loop, err = virtio.NewLoop(); err != nil {
 		return err
 	}
-	if w.limiter != nil {
-		if w.timer, err = limit.NewTimer(); err != nil {
-			return err
-		}
-		if err := w.loop.Add(w.timer.FD(), unix.EPOLLIN|unix.EPOLLET, func(uint32) { run() }); err != nil {
-			return err
-		}
+	if err := w.loop.Add(w.timer.FD(), unix.EPOLLIN|unix.EPOLLET, func(uint32) { run() }); err != nil {
+		return err
 	}
 	if q == nil {
 		return nil
@@ -85,14 +99,11 @@ func (w *worker) halt() {
 
 // stop frees what start has made, after halt.
 func (w *worker) stop() {
-	// Errors of close(2) on an epoll and a timer mean nothing.
+	// An error of close(2) on an epoll means nothing.
 	if w.loop != nil {
 		_ = w.loop.Close()
 	}
-	if w.timer != nil {
-		_ = w.timer.Close()
-	}
-	w.loop, w.timer, w.queue, w.driver = nil, nil, nil, nil
+	w.loop, w.queue, w.driver = nil, nil, nil
 }
 
 // fail takes the device out of service.

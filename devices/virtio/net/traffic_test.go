@@ -384,3 +384,36 @@ func TestLimits(t *testing.T) {
 		})
 	}
 }
+
+// TestChangeLimits tests that other limits hold for frames, too, that wait for the old
+// ones, which would be for minutes.
+func TestChangeLimits(t *testing.T) {
+	const frames = 5
+	slow := limit.Config{Operations: limit.Rate{PerSecond: 1, Burst: 1}, Bandwidth: limit.Rate{PerSecond: 1, Burst: 1}}
+	g := newGuest(t, Config{Send: slow, Receive: slow}, virtiotest.Options{})
+	g.give(frames, 2048)
+	q := g.tx()
+	for i := range frames {
+		at := g.Memory.Put(append(make([]byte, headerSize), testFrame(1000, i)...))
+		q.Publish(q.Chain(virtiotest.Buffer{GPA: at, Len: headerSize + 1000}))
+		g.wire.put(testFrame(1000, i))
+	}
+	q.Kick()
+	await(t, "the first frames are through", func() bool {
+		s := g.device.Stats()
+		return s.Send.Frames > 0 && s.Receive.Frames > 0
+	})
+	none := limit.Change{Bandwidth: &limit.Rate{}, Operations: &limit.Rate{}}
+	if err := g.device.ChangeLimits(none, limit.Change{Bandwidth: &limit.Rate{Burst: 1}}); err == nil {
+		t.Error("a burst without a rate went through")
+	}
+	if err := g.device.ChangeLimits(none, none); err != nil {
+		t.Fatal(err)
+	}
+	for i := range frames {
+		_, got := g.wire.get()
+		sameFrame(t, fmt.Sprintf("frame %d sent", i), got, testFrame(1000, i))
+		_, got = g.receive()
+		sameFrame(t, fmt.Sprintf("frame %d received", i), got, testFrame(1000, i))
+	}
+}
