@@ -28,9 +28,11 @@ type sample struct {
 	gauge     *Gauge
 	histogram *Histogram
 
+	// value of a histogram is the sum of what was observed.
 	value float64
-	// counts of a histogram are those of its buckets, each without the
-	// others.
+	// bounds and counts of a histogram are those of its buckets, each count
+	// without the others; that behind the last bound is of the rest.
+	bounds []float64
 	counts []uint64
 }
 
@@ -46,7 +48,7 @@ func (s *sample) read() {
 		for i := range s.counts {
 			s.counts[i] = s.histogram.counts[i].Load()
 		}
-		s.value = math.Float64frombits(s.histogram.sum.Load())
+		s.bounds, s.value = s.histogram.bounds, math.Float64frombits(s.histogram.sum.Load())
 	}
 }
 
@@ -102,8 +104,8 @@ func (s *sample) check() error {
 			return fmt.Errorf("label %q is there twice", name)
 		}
 	}
-	if s.histogram != nil && !increasing(s.histogram.bounds) {
-		return fmt.Errorf("bounds %v are not ascending numbers", s.histogram.bounds)
+	if s.kind == histogram && (!increasing(s.bounds) || len(s.counts) != len(s.bounds)+1) {
+		return fmt.Errorf("bounds %v of %d counts are not ascending numbers, one less than counts", s.bounds, len(s.counts))
 	}
 	return nil
 }

@@ -147,3 +147,10 @@ func (s *Sink) Counter(name, help string, value float64, labels ...string) {
 func (s *Sink) Gauge(name, help string, value float64, labels ...string) {
 	s.samples = append(s.samples, sample{name: name, help: help, kind: gauge, labels: labels, value: value})
 }
+
+// Histogram gives what a histogram has counted: how many observations were up to each
+// of the bounds, which ascend, and above the one before, then how many were above all,
+// and the sum of all. For labels see Registry.Counter.
+func (s *Sink) Histogram(name, help string, bounds []float64, counts []uint64, sum float64, labels ...string) {
+	s.samples = append(s.samples, sample{name: name, help: help, kind: histogram, labels: labels, bounds: bounds, counts: counts, value: sum})
+}

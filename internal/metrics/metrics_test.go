@@ -30,6 +30,7 @@ func TestText(t *testing.T) {
 	r.Collect(func(s *Sink) {
 		s.Counter("godwit_block_bytes_total", "Bytes.", 4096, "id", "1", "op", "read")
 		s.Counter("godwit_block_bytes_total", "Bytes.", 0, "id", "0", "op", "read")
+		s.Histogram("godwit_block_seconds", "Time.", []float64{0.5, 2}, []uint64{3, 0, 1}, 4.5, "id", "0")
 	})
 	var b strings.Builder
 	if err := r.WriteText(&b); err != nil {
@@ -39,6 +40,13 @@ func TestText(t *testing.T) {
 # TYPE godwit_block_bytes_total counter
 godwit_block_bytes_total{id="0",op="read"} 0
 godwit_block_bytes_total{id="1",op="read"} 4096
+# HELP godwit_block_seconds Time.
+# TYPE godwit_block_seconds histogram
+godwit_block_seconds_bucket{id="0",le="0.5"} 3
+godwit_block_seconds_bucket{id="0",le="2"} 3
+godwit_block_seconds_bucket{id="0",le="+Inf"} 4
+godwit_block_seconds_sum{id="0"} 4.5
+godwit_block_seconds_count{id="0"} 4
 # HELP godwit_memory_bytes Size.
 # TYPE godwit_memory_bytes gauge
 godwit_memory_bytes -0.5
@@ -130,6 +138,9 @@ func TestMistakes(t *testing.T) {
 		{"label twice", func(r *Registry) { r.Gauge("a", "", "b", "1", "b", "2") }, `label "b" is there twice`},
 		{"bounds", func(r *Registry) { r.Histogram("a", "", []float64{1, 1}) }, "not ascending"},
 		{"infinite bound", func(r *Registry) { r.Histogram("a", "", []float64{1, math.Inf(1)}) }, "not ascending"},
+		{"counts", func(r *Registry) {
+			r.Collect(func(s *Sink) { s.Histogram("a", "", []float64{1}, []uint64{1}, 1) })
+		}, "one less than counts"},
 		{"twice", func(r *Registry) { r.Gauge("good", "") }, "it is there twice"},
 		{"twice, collected", func(r *Registry) { r.Collect(func(s *Sink) { s.Gauge("good", "", 7) }) }, "it is there twice"},
 		{"two kinds", func(r *Registry) { r.Counter("good", "", "x", "y") }, "it is a gauge and a counter"},

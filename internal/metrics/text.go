@@ -25,7 +25,7 @@ func (r *Registry) WriteText(w io.Writer) error {
 			t.WriteString("# HELP " + s.name + " " + escape(helpEscaper, s.help) + "\n")
 			t.WriteString("# TYPE " + s.name + " " + string(s.kind) + "\n")
 		}
-		if s.histogram != nil {
+		if s.kind == histogram {
 			t.histogram(s)
 		} else {
 			t.line(s.name, s.labels, "", s.value)
@@ -47,8 +47,8 @@ func (t text) histogram(s *sample) {
 	for i, count := range s.counts {
 		n += count
 		bound := math.Inf(1)
-		if i < len(s.histogram.bounds) {
-			bound = s.histogram.bounds[i]
+		if i < len(s.bounds) {
+			bound = s.bounds[i]
 		}
 		t.line(s.name+"_bucket", s.labels, number(bound), float64(n))
 	}

@@ -149,9 +149,12 @@ func (v *VM) collectMachine(s *metrics.Sink) {
 // give gives readings to whoever asks.
 func give(s *metrics.Sink, rs readings) {
 	for _, r := range rs {
-		if r.counter {
+		switch {
+		case r.counts != nil:
+			s.Histogram(r.name, r.help, r.bounds, r.counts, r.value, r.labels...)
+		case r.counter:
 			s.Counter(r.name, r.help, r.value, r.labels...)
-		} else {
+		default:
 			s.Gauge(r.name, r.help, r.value, r.labels...)
 		}
 	}

@@ -208,3 +208,17 @@ func TestReadingsPlus(t *testing.T) {
 		}
 	}
 }
+
+func TestReadingsPlusTimes(t *testing.T) {
+	var past, now readings
+	past.times("t", "", &blk.Counts{Time: time.Second, Times: [13]uint64{1, 0, 2}})
+	now.times("t", "", &blk.Counts{Time: 2 * time.Second, Times: [13]uint64{10, 1}})
+	for range 2 { // the past stays what it was
+		got := slices.Clone(now)
+		got[0].counts = slices.Clone(got[0].counts)
+		got = got.plus(past.counters())
+		if len(got) != 1 || got[0].value != 3 || !slices.Equal(got[0].counts[:4], []uint64{11, 1, 2, 0}) {
+			t.Errorf("got %+v", got)
+		}
+	}
+}

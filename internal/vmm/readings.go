@@ -18,6 +18,9 @@ type reading struct {
 	counter    bool
 	value      float64
 	labels     []string // names and values by turns
+	// bounds and counts are those of a histogram, whose value is the sum.
+	bounds []float64
+	counts []uint64
 }
 
 func (r *reading) key() string { return r.name + "\x00" + strings.Join(r.labels, "\x00") }
@@ -26,14 +29,26 @@ func (r *reading) key() string { return r.name + "\x00" + strings.Join(r.labels,
 type readings []reading
 
 func (rs *readings) counter(name, help string, value uint64, labels ...string) {
-	*rs = append(*rs, reading{name, help, true, float64(value), labels})
+	*rs = append(*rs, reading{name: name, help: help, counter: true, value: float64(value), labels: labels})
 }
 
 func (rs *readings) gauge(name, help string, value uint64, labels ...string) {
-	*rs = append(*rs, reading{name, help, false, float64(value), labels})
+	*rs = append(*rs, reading{name: name, help: help, value: float64(value), labels: labels})
 }
 
-// counters are those of the readings that are counters.
+// times gives how many requests took how long.
+func (rs *readings) times(name, help string, c *blk.Counts, labels ...string) {
+	var bounds []float64
+	for _, b := range blk.TimeBounds() {
+		bounds = append(bounds, b.Seconds())
+	}
+	*rs = append(*rs, reading{
+		name: name, help: help, counter: true, labels: labels,
+		value: c.Time.Seconds(), bounds: bounds, counts: slices.Clone(c.Times[:]),
+	})
+}
+
+// counters are those of the readings that count.
 func (rs readings) counters() readings {
 	return slices.DeleteFunc(rs, func(r reading) bool { return !r.counter })
 }
@@ -47,6 +62,9 @@ func (rs readings) plus(past readings) readings {
 	for _, p := range past {
 		if i, ok := at[p.key()]; ok {
 			rs[i].value += p.value
+			for k, n := range p.counts {
+				rs[i].counts[k] += n
+			}
 		} else {
 			rs = append(rs, p)
 		}
@@ -116,6 +134,7 @@ func (rs *readings) addDisk(d blk.Stats, id string) {
 	}{{"read", d.Read}, {"write", d.Write}, {"flush", d.Flushes}, {"discard", d.Discards}} {
 		rs.counter("godwit_block_requests_total", "Requests of the guest to a disk that were carried out.", k.counts.Requests, "id", id, "kind", k.kind)
 		rs.counter("godwit_block_failed_total", "Requests of the guest to a disk that failed because of the host.", k.counts.Failed, "id", id, "kind", k.kind)
+		rs.times("godwit_block_request_seconds", "Time that requests of the guest to a disk have taken, from when godwit saw them.", &k.counts, "id", id, "kind", k.kind)
 	}
 	rs.counter("godwit_block_read_bytes_total", "Bytes that the guest has read from a disk.", d.Read.Bytes, "id", id)
 	rs.counter("godwit_block_written_bytes_total", "Bytes that the guest has written to a disk.", d.Write.Bytes, "id", id)

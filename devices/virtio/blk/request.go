@@ -2,6 +2,7 @@ package blk
 
 import (
 	"encoding/binary"
+	"time"
 
 	"github.com/godwit-vmm/godwit/devices/virtio"
 	"golang.org/x/sys/unix"
@@ -58,6 +59,8 @@ type request struct {
 	index uint32
 
 	work work
+	// begun is when the device took it from the queue.
+	begun time.Time
 	// status is the outcome when there is no work, or no more.
 	status status
 	// durable is set if the request must be on the disk when it completes.

@@ -271,6 +271,7 @@ func (s *service) delay(wait time.Duration) {
 // begin does the work of a request, or hands it over.
 func (s *service) begin(r *request) {
 	s.spent += requestCost + uint64(r.length)
+	r.begun = time.Now()
 	switch r.work {
 	case workNone:
 		s.push(r)
@@ -371,7 +372,7 @@ func (s *service) complete(r *request, errno unix.Errno) {
 		s.device.warn(r.work.String(), errno)
 		r.status = statusIOError
 	}
-	s.counts[r.work].add(uint64(r.length), r.status != statusOK)
+	s.counts[r.work].add(uint64(r.length), time.Since(r.begun), r.status != statusOK)
 	s.push(r)
 }
 

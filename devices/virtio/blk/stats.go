@@ -1,6 +1,10 @@
 package blk
 
-import "sync/atomic"
+import (
+	"math/bits"
+	"sync/atomic"
+	"time"
+)
 
 // Stats count what has been done since the device was made, also of requests that
 // failed, but not of those that were malformed.
@@ -16,16 +20,44 @@ type Counts struct {
 	Requests, Failed uint64
 	// Bytes were read or written.
 	Bytes uint64
+	// Times has how many of the requests took as long as each of TimeBounds at
+	// most, and longer than the one before; the last has the rest. Time is what all
+	// took together. It begins when the device takes a request from the queue.
+	Times [timeBuckets]uint64
+	Time  time.Duration
+}
+
+// TimeBounds are the bounds of Counts.Times: from a microsecond on, each four times
+// the one before.
+func TimeBounds() []time.Duration {
+	bounds := make([]time.Duration, timeBuckets-1)
+	for i := range bounds {
+		bounds[i] = time.Microsecond << (2 * i)
+	}
+	return bounds
+}
+
+// timeBuckets is the length of Counts.Times: the last bound is 4.2 s.
+const timeBuckets = 13
+
+// timeBucket is the place of a time in Counts.Times.
+func timeBucket(d time.Duration) int {
+	// Whole microseconds, and none for one that is full.
+	us := uint64(max(d-1, 0) / time.Microsecond)
+	return min((bits.Len64(us)+1)/2, timeBuckets-1)
 }
 
 // counts are those of a kind of work on one queue. Its service writes them, anybody
 // reads them.
 type counts struct {
-	requests, failed, bytes atomic.Uint64
+	requests, failed, bytes, time atomic.Uint64 // time in nanoseconds
+	times                         [timeBuckets]atomic.Uint64
 }
 
-func (c *counts) add(bytes uint64, failed bool) {
+func (c *counts) add(bytes uint64, took time.Duration, failed bool) {
 	c.requests.Add(1)
+	c.times[timeBucket(took)].Add(1)
+	c.time.Add(uint64(max(took, 0)))
 	if failed {
 		c.failed.Add(1)
 		return
@@ -37,6 +69,10 @@ func (c *Counts) add(from *counts) {
 	c.Requests += from.requests.Load()
 	c.Failed += from.failed.Load()
 	c.Bytes += from.bytes.Load()
+	c.Time += time.Duration(from.time.Load())
+	for i := range c.Times {
+		c.Times[i] += from.times[i].Load()
+	}
 }
 
 // Stats returns the counts. It may be called from any goroutine.
