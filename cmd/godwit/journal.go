@@ -28,18 +28,24 @@ func openJournal() (*handover.Journal, error) {
 	return handover.OpenJournal(dir)
 }
 
-// mayStart says whether a guest of this name may be started here: it may be another
-// host's. Most hosts have no journal, and nothing to ask.
-func mayStart(name string) error {
+// existingJournal opens the journal if there is one, else it returns nil: most hosts have
+// none, and who only looks leaves none behind.
+func existingJournal() (*handover.Journal, error) {
 	dir, err := journalDir()
 	if err != nil {
-		return nil // there is no home, and no journal in it
+		return nil, nil // there is no home, and no journal in it
 	}
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil, nil
 	}
-	j, err := handover.OpenJournal(dir)
-	if err != nil {
+	return handover.OpenJournal(dir)
+}
+
+// mayStart says whether a guest of this name may be started here: it may be another
+// host's.
+func mayStart(name string) error {
+	j, err := existingJournal()
+	if j == nil || err != nil {
 		return err
 	}
 	return j.MayStart(name)

@@ -43,7 +43,7 @@ var commands = []struct {
 	{"console", newAttach}, {"events", newEvents}, {"wait", newWait},
 	{"pause", newPause}, {"resume", newResume}, {"stop", newStop}, {"kill", newKill}, {"rm", newRm},
 	{"balloon", newBalloon}, {"snapshot", newSnapshot}, {"restore", newRestore}, {"clone", newClone},
-	{"migrate", newMigrate}, {"receive", newReceive},
+	{"migrate", newMigrate}, {"receive", newReceive}, {"migration", newMigration},
 	{"vmm", newVMM}, {"doctor", newDoctor}, {"guest", newGuest}, {"bench", newBench}, {"version", newVersion},
 }
 

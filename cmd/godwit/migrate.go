@@ -2,17 +2,20 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/godwit-vmm/godwit/internal/api"
 	"github.com/godwit-vmm/godwit/internal/flags"
 	"github.com/godwit-vmm/godwit/migrate/live"
+	"github.com/godwit-vmm/godwit/migrate/stream"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
@@ -40,6 +43,22 @@ func (t *tlsFlags) absolute() error {
 		}
 	}
 	return nil
+}
+
+// client is the configuration of a host that a guest leaves, nil for none.
+func (t *tlsFlags) client() (*tls.Config, error) {
+	if *t == (tlsFlags{}) {
+		return nil, nil
+	}
+	return stream.LoadTLS(t.cert, t.key, t.ca, false)
+}
+
+// server is that of a host that receives.
+func (t *tlsFlags) server() (*tls.Config, error) {
+	if *t == (tlsFlags{}) {
+		return nil, nil
+	}
+	return stream.LoadTLS(t.cert, t.key, t.ca, true)
 }
 
 func newMigrate() *cobra.Command {
@@ -172,7 +191,12 @@ func (v *migrationView) take(s api.MigrationStatus) {
 func (v *migrationView) progress(p *live.Progress) {
 	if v.bar != nil {
 		v.shown = true
-		fmt.Fprintf(v.bar, "\r\x1b[K%s", v.line(p))
+		text := v.line(p)
+		if width, _, err := term.GetSize(int(os.Stderr.Fd())); err == nil {
+			// A line that wraps is not overwritten by the next.
+			text = text[:min(len(text), max(width-1, 0))]
+		}
+		fmt.Fprintf(v.bar, "\r\x1b[K%s", text)
 	}
 	doubt := p.Phase == live.PhaseInDoubt || p.Phase == live.PhaseStuck
 	if doubt && v.phase != p.Phase {
@@ -187,7 +211,7 @@ func (v *migrationView) line(p *live.Progress) string {
 	if p.Phase != live.PhaseCopy {
 		return fmt.Sprintf("%s: %s", v.name, p.Phase)
 	}
-	text := fmt.Sprintf("%s: round %d, %s sent, %s left, %s/s", v.name, max(p.Round, 1), size(p.Sent), size(p.Remaining), size(p.Rate))
+	text := fmt.Sprintf("%s: %s round %d, %s sent, %s left, %s/s", v.name, gauge(p.Sent, p.Remaining), max(p.Round, 1), size(p.Sent), size(p.Remaining), size(p.Rate))
 	if p.DirtyRate > 0 {
 		text += fmt.Sprintf(", written %s/s", size(p.DirtyRate))
 	}
@@ -198,6 +222,16 @@ func (v *migrationView) line(p *live.Progress) string {
 		text += fmt.Sprintf(", slowed by %d%%", p.Throttle)
 	}
 	return text
+}
+
+// gauge shows how much of something is done.
+func gauge(done, left uint64) string {
+	const width = 20
+	n := 0
+	if done > 0 {
+		n = int(width * (float64(done) / (float64(done) + float64(left))))
+	}
+	return "[" + strings.Repeat("#", n) + strings.Repeat(".", width-n) + "]"
 }
 
 func (v *migrationView) clear() {

@@ -44,8 +44,10 @@ type part struct {
 type driver struct {
 	part
 	waits Waits
-	// again is how often each timer has been set that takes longer each time.
-	again map[handover.Timer]int
+	// again is how often each timer has been set that takes longer each time, and timers
+	// are those that are set.
+	again  map[handover.Timer]int
+	timers map[handover.Timer]*time.Timer
 
 	events chan handover.Event
 	// wrote is how long the last record took to write.
@@ -62,7 +64,7 @@ func newDriver(p part, w Waits) *driver {
 	if w == (Waits{}) {
 		w = DefaultWaits
 	}
-	return &driver{part: p, waits: w, again: make(map[handover.Timer]int), events: make(chan handover.Event, 64), over: make(chan struct{})}
+	return &driver{part: p, waits: w, again: make(map[handover.Timer]int), timers: make(map[handover.Timer]*time.Timer), events: make(chan handover.Event, 64), over: make(chan struct{})}
 }
 
 // run takes events until the machine has ended, or ctx. It begins with what the machine
@@ -151,6 +153,7 @@ func (d *driver) act(a handover.Action) {
 		d.then(handover.Event{Kind: handover.LocksDropped})
 	case handover.Run:
 		if err := d.trace.around(OpRun, "guest", d.part.run); err != nil {
+			d.destroy() // what of it is there
 			d.then(handover.Event{Kind: handover.GuestDied, Reason: err.Error()})
 		}
 	case handover.Resume:
@@ -158,7 +161,7 @@ func (d *driver) act(a handover.Action) {
 	case handover.Destroy:
 		d.destroy()
 	case handover.SetTimer:
-		time.AfterFunc(d.wait(a.Timer), func() { d.post(handover.Event{Kind: handover.TimerFired, Timer: a.Timer}) })
+		d.setTimer(a.Timer)
 	case handover.Report:
 		d.report(a.Phase, a.Reason)
 	}
@@ -173,6 +176,15 @@ func record(e handover.Entry) string {
 }
 
 func (d *driver) then(e handover.Event) { d.next = append(d.next, e) }
+
+// setTimer starts a timer, anew if it is set: else each time that the link comes back
+// there would be one more that goes on for ever.
+func (d *driver) setTimer(t handover.Timer) {
+	if old := d.timers[t]; old != nil {
+		old.Stop()
+	}
+	d.timers[t] = time.AfterFunc(d.wait(t), func() { d.post(handover.Event{Kind: handover.TimerFired, Timer: t}) })
+}
 
 // wait is how long a timer takes this time.
 func (d *driver) wait(t handover.Timer) time.Duration {

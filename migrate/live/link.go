@@ -48,15 +48,16 @@ func (l *link) keep(ctx context.Context, c *control) {
 // redial dials the destination until it answers.
 func (l *link) redial(ctx context.Context) *control {
 	for pause := redialFirst; ; pause = min(2*pause, redialMost) {
-		// A dialer without a token: the destination may be another process by now.
-		d := stream.Dialer{Addr: l.addr, ID: l.id, TLS: l.tls}
-		if conn, err := d.Control(ctx); err == nil {
-			return newControl(conn, l.trace)
-		}
+		// First: a destination may take each connection only to end it.
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
 			return nil
+		}
+		// A dialer without a token: the destination may be another process by now.
+		d := stream.Dialer{Addr: l.addr, ID: l.id, TLS: l.tls}
+		if conn, err := d.Control(ctx); err == nil {
+			return newControl(conn, l.trace)
 		}
 	}
 }

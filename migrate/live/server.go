@@ -122,8 +122,14 @@ func (s *Server) take(ctx context.Context, conn net.Conn, p stream.Preamble, in 
 	case d == nil && p.Channel != stream.Control:
 		stream.Refuse(conn, fmt.Sprintf("migration %s is not known here: start it again from the source", id))
 		_ = conn.Close()
-	case p.Channel == stream.Data:
+	case p.Channel == stream.Data, p.Channel == stream.Disk:
 		d.serve(ctx, conn, p, in)
+	case p.Channel == stream.Urgent && d.paging != nil:
+		ready, err := d.acceptor.Accept(ctx, conn, p)
+		in()
+		if err == nil {
+			d.paging.serve(ready, p.Index)
+		}
 	case p.Channel == stream.Control:
 		// Each has a token of its own: the source may have been started again.
 		a := &stream.Acceptor{ID: p.ID, TLS: s.TLS}
@@ -229,12 +235,15 @@ func (s *Server) answer(ctx context.Context, c *control, m handover.Message) {
 	}
 	defer slot.Close()
 	nothing := func() error { return nil }
+	heard := false
 	driver := newDriver(part{
 		step: func(e handover.Event) (actions []handover.Action) {
+			heard = heard || e.Kind == handover.Received
 			d, actions = d.Step(e)
 			return actions
 		},
-		final: func() bool { return d.Final() }, slot: slot, trace: s.Trace,
+		// One that had ended before answers, too.
+		final: func() bool { return heard && d.Final() }, slot: slot, trace: s.Trace,
 		takeLocks: nothing, dropLocks: nothing, run: func() error { return errors.New("its process has ended") },
 		resume: func() {}, destroy: func() {}, report: func(handover.Phase, string) {},
 	}, s.Waits)
