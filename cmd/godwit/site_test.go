@@ -25,7 +25,7 @@ import (
 )
 
 // siteTime is how long something may take that should be quick.
-const siteTime = 20*time.Second
+const siteTime = time.Minute
 
 // site is a host with guests and a journal of its own, as far as migration goes.
 type site struct {

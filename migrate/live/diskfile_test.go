@@ -69,8 +69,8 @@ func TestDiskFileRefused(t *testing.T) {
 		left    bool // something has the interim name, and keeps it
 	}{
 		{"there is a file", func(t *testing.T, path string) { put(t, path, "") }, 0, "another path", false},
-		{"there is a broken link", func(t *testing.T, path string) { link(t, path) }, 0, "another path", false},
-		{"a link has the interim name", func(t *testing.T, path string) { link(t, path+InterimSuffix) }, 0, "symbolic links", true},
+		{"there is a broken link", func(t *testing.T, path string) { plantLink(t, path) }, 0, "another path", false},
+		{"a link has the interim name", func(t *testing.T, path string) { plantLink(t, path+InterimSuffix) }, 0, "symbolic links", true},
 		{"another migration", func(t *testing.T, path string) { createDisk(t, path) }, 0, "another migration", true},
 		{"no room", func(*testing.T, string) {}, 1 << 60, "has room for", false},
 		{"no folder", func(t *testing.T, path string) { os.Remove(filepath.Dir(path)) }, 0, "no such file", false},
@@ -94,7 +94,7 @@ func put(t *testing.T, path, text string) {
 	}
 }
 
-func link(t *testing.T, path string) {
+func plantLink(t *testing.T, path string) {
 	t.Helper()
 	if err := os.Symlink("/nowhere", path); err != nil {
 		t.Fatal(err)

@@ -16,7 +16,7 @@ import (
 const Version = 1
 
 // SetUpTime is how long a connection may take until it can be used.
-const SetUpTime = 10 * time.Second
+const SetUpTime = 20 * time.Second
 
 // ID names one migration.
 type ID [16]byte

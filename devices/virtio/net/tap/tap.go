@@ -200,6 +200,9 @@ func (t *Tap) join(s int, bridge string) error {
 	if at, err := os.Readlink("/sys/class/net/" + t.name + "/master"); err == nil && filepath.Base(at) == bridge {
 		return nil
 	}
+	if err := standAside(s, t.name); err != nil {
+		return privileged("set its address", "ip link set "+t.name+" address fe:54:00:00:00:01", err)
+	}
 	port, err := unix.NewIfreq(t.name)
 	if err != nil {
 		return err

@@ -81,6 +81,9 @@ func TestOpen(t *testing.T) {
 				if err != nil || !strings.Contains(string(out), test.link) {
 					t.Errorf("ports of the bridge: %s, %v", out, err)
 				}
+				if !strings.Contains(string(out), "link/ether fe:") {
+					t.Errorf("the bridge may take the address of its port for its own: %s", out)
+				}
 			}
 			for _, o := range []uint32{offloads, 0, unix.TUN_F_CSUM} {
 				if err := b.SetOffloads(o); err != nil {
