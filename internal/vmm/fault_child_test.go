@@ -232,19 +232,15 @@ func (s *faultSide) migrate() {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	s.cancel = cancel
 	v := s.vm
-	s.turn.throttle(0) // who migrates pauses, which nobody else may meanwhile
 	err := func() error {
 		v.op.Lock()
 		defer v.op.Unlock()
 		return v.useSession(func(session *session) error { return s.move(ctx, session) })
 	}()
-	switch {
-	case err == nil, errors.Is(err, live.ErrInDoubt):
+	if err == nil || errors.Is(err, live.ErrInDoubt) {
 		v.Kill(ErrMigrated)
 		<-v.Done()
 		s.turn.end()
-	default:
-		s.turn.throttle(idle)
 	}
 	w := word{Kind: "outcome"}
 	if err != nil {
@@ -261,7 +257,9 @@ func (s *faultSide) move(ctx context.Context, session *session) error {
 	if err != nil {
 		return err
 	}
+	g.Throttle(0) // an offer pauses
 	offer, err := v.offer(g)
+	g.Throttle(idle)
 	if err != nil {
 		return err
 	}

@@ -61,7 +61,8 @@ func (t *turn) begin() {
 	}
 }
 
-// idle leaves the processors of this machine to other cells.
+// idle is how many percent of its time a guest stands still, all along: it leaves the
+// processors of this machine to other cells.
 const idle = 90
 
 // throttle slows a guest down, if it is there still.
@@ -135,7 +136,11 @@ type watchedGuest struct {
 	turn *turn
 }
 
+// Throttle is not for the migration here, see idle.
+func (g *watchedGuest) Throttle(int) {}
+
 func (g *watchedGuest) Pause() {
+	g.moving.Throttle(0) // who pauses must be the only one
 	g.moving.Pause()
 	g.turn.end()
 }
@@ -143,6 +148,7 @@ func (g *watchedGuest) Pause() {
 func (g *watchedGuest) Resume() {
 	g.turn.begin()
 	g.moving.Resume()
+	g.moving.Throttle(idle)
 }
 
 // watchedIncoming is a guest that comes, with its turns and the mishaps of the scenario.
