@@ -60,8 +60,9 @@ type destination struct {
 	paging *paging
 	disks  incomingDisks
 	// memory ends when no more memory is taken.
-	memory context.Context
-	there  Times
+	memory  context.Context
+	silence silence
+	there   Times
 	// told is set when the source was sent the times.
 	told bool
 
@@ -87,6 +88,8 @@ type destination struct {
 // ended, or ctx.
 func (d *destination) run(ctx context.Context, c *control) error {
 	mem, err := d.in.Prepare(d.offer)
+	// With all the other reasons, if there are some.
+	err = errors.Join(err, d.server.Journal.MayCome(d.in.Name(), d.offer.Epoch))
 	if err == nil {
 		d.receiver, err = stream.NewReceiver(mem, stream.ReceiverOptions{})
 	}
@@ -126,12 +129,14 @@ func (d *destination) run(ctx context.Context, c *control) error {
 	serving, d.stopServing = context.WithCancel(ctx)
 	defer d.stopServing()
 	d.memory = serving
+	d.silence.begin(d.server.Waits)
 	d.server.ready(d)
 	d.driver.attach(c)
 	if err := c.sendJSON(frameAnswer, Answer{Host: d.server.Host, Leftover: d.disks.leftover()}); err != nil {
 		_ = c.conn.Close() // which hear finds out
 	}
 	go d.hear(c)
+	go d.silence.watch(serving, d.driver.post)
 	go func() {
 		select {
 		case <-d.in.Died():
@@ -175,14 +180,16 @@ func (d *destination) destroy() {
 
 // reasons takes a joined error apart.
 func reasons(err error) []string {
-	if many, ok := err.(interface{ Unwrap() []error }); ok {
-		var all []string
-		for _, e := range many.Unwrap() {
-			all = append(all, reasons(e)...)
-		}
-		return all
+	many, ok := err.(interface{ Unwrap() []error })
+	// An error that wraps two others has words of its own around them.
+	if !ok || err.Error() != errors.Join(many.Unwrap()...).Error() {
+		return []string{err.Error()}
 	}
-	return []string{err.Error()}
+	var all []string
+	for _, e := range many.Unwrap() {
+		all = append(all, reasons(e)...)
+	}
+	return all
 }
 
 // hear listens to the source.
@@ -195,7 +202,7 @@ func (d *destination) hear(c *control) {
 
 // again takes another control connection of the source.
 func (d *destination) again(conn net.Conn) {
-	c := newControl(conn, d.server.Trace)
+	c := newControl(&heard{conn, &d.silence}, d.server.Trace)
 	d.driver.attach(c)
 	select {
 	case <-d.driver.over:
@@ -234,6 +241,7 @@ func (d *destination) load(state []byte) error {
 	if err := d.awaitMemory(); err != nil {
 		return err
 	}
+	d.silence.end()
 	d.loading.Lock()
 	defer d.loading.Unlock()
 	if d.gone {
@@ -268,7 +276,7 @@ func (d *destination) serve(ctx context.Context, conn net.Conn, p stream.Preambl
 	if take == nil {
 		return
 	}
-	err = take(d.memory, ready)
+	err = take(d.memory, &heard{ready, &d.silence})
 	d.serving.Done()
 	d.mu.Lock()
 	if err == nil {

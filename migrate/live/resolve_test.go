@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/godwit-vmm/godwit/migrate/handover"
+	"github.com/godwit-vmm/godwit/migrate/stream"
 )
 
 // written writes a record into a journal, as a process has that is gone.
@@ -103,5 +105,59 @@ func TestResolveEnds(t *testing.T) {
 	}
 	if _, err := Resolve(t.Context(), ResolveOptions{Journal: j, Key: k}); !errors.Is(err, handover.ErrBusy) {
 		t.Errorf("while another process asks: %v", err)
+	}
+}
+
+// TestAnswers: what strangers ask about does not pile up in the journal, nor change what is
+// known; and the guest's name there does not matter.
+func TestAnswers(t *testing.T) {
+	d := newThere(t)
+	ask := func(id handover.ID, want handover.Verb) {
+		t.Helper()
+		dialer := &stream.Dialer{Addr: d.addr, ID: stream.ID(id)}
+		conn, err := dialer.Control(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		c := newControl(conn, nil)
+		if err := c.send(frameHandover, handover.Message{Verb: handover.Commit, ID: id, Epoch: 1}.Encode()); err != nil {
+			t.Fatal(err)
+		}
+		_, body, err := c.receive(frameHandover)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err := handover.DecodeMessage(body); err != nil || m.Verb != want {
+			t.Errorf("the answer is %+v, %v, want %v", m, err, want)
+		}
+	}
+	here := handover.Key{VM: unknownGuest, Role: handover.RoleDestination, ID: handover.NewID()}
+	written(t, d.Journal, here, handover.Entry{State: handover.StateOwner, Epoch: 2}, "192.0.2.7:4000")
+	for range 2 * keptRefusals {
+		ask(handover.NewID(), handover.Refused)
+	}
+	ask(here.ID, handover.Started)
+	// That a connection has ended is found out later, and has no event here.
+	var all []handover.Found
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		var err error
+		if all, err = d.Journal.List(); err != nil {
+			t.Fatal(err)
+		}
+		if len(all) < 3*keptRefusals/2 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d records stay", len(all))
+		}
+	}
+	for _, f := range all {
+		if f.Record.Peer == "" || (f.Key == here) != (f.Record.State == handover.StateOwner) {
+			t.Errorf("there is %+v", f)
+		}
+	}
+	if epoch, err := d.Journal.Epoch(unknownGuest); epoch != 2 || err != nil {
+		t.Errorf("the guest that is here: epoch %d, %v", epoch, err)
 	}
 }
