@@ -130,10 +130,12 @@ func (r *receiver) place(offer live.Offer) (live.Incoming, error) {
 		return nil, err
 	}
 	var out io.Writer = os.Stdout
-	if r.background {
-		if out, err = i.dir.OpenLog(rundir.ConsoleFile); err != nil {
-			return nil, errors.Join(err, i.close())
-		}
+	err = i.dir.SetArriving(true)
+	if err == nil && r.background {
+		out, err = i.dir.OpenLog(rundir.ConsoleFile)
+	}
+	if err != nil {
+		return nil, errors.Join(err, i.close())
 	}
 	a := &arrival{r: r, i: i}
 	run := vmm.Options{System: r.sys, Name: i.name, Identify: i.identify, NoReboot: r.o.noReboot}
@@ -209,6 +211,8 @@ func (a *arrival) built() (err error) {
 // run leads a guest that has come to its end.
 func (a *arrival) run() error {
 	defer watchSignals(a.h.vm, unix.SIGTERM, unix.SIGINT)()
+	// Others ask the guest itself from now on: should this fail, it only looks odd.
+	_ = a.i.dir.SetArriving(false)
 	if a.r.background {
 		// From now on this process is the guest's. If the file cannot be, messages
 		// go where they went.

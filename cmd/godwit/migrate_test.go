@@ -238,6 +238,9 @@ func TestMigrateBroken(t *testing.T) {
 			if got := here.migration("web"); got.State != "moving" || got.Owner != "here" {
 				t.Errorf("while it moves its state is %+v", got)
 			}
+			if got := there.state("web"); got == nil || got.State != stateArriving {
+				t.Errorf("while it moves ps there has %+v", got)
+			}
 			tt.breaks(m, r)
 			if got := m.end(); got.status != exitFailed || !strings.Contains(got.stderr, tt.want) {
 				t.Errorf("%+v, want %q", got, tt.want)

@@ -23,7 +23,9 @@ const psTimeout = 1500 * time.Millisecond
 
 // States that ps shows beside those of the API, which it writes small.
 const (
-	stateStarting     = "starting"
+	stateStarting = "starting"
+	// stateArriving is that of a guest that another host sends, and still has.
+	stateArriving     = "arriving"
 	stateNotAnswering = "not answering"
 	// stateUnknown is that of a guest whose VMM has another version, say.
 	stateUnknown = "unknown"
@@ -36,7 +38,8 @@ func newPS() *cobra.Command {
 		Short: "List the guests that run",
 		Long: `List this user's running guests. MEMORY is what a guest takes up of the host's
 memory, and what it has been granted: its size less what its balloon holds. A guest
-whose VMM does not answer is shown as that; what killed ones left is removed.`,
+whose VMM does not answer is shown as that; what killed ones left is removed. A guest
+that another host sends is arriving until it runs here.`,
 		Example: `  godwit ps
   godwit ps --json | jq -r '.[] | select(.state == "paused").name'`,
 		Args: cobra.NoArgs,
@@ -95,6 +98,8 @@ func describeGuest(ctx context.Context, vm *rundir.VM) guestRow {
 	stats, err := c.Stats(ctx)
 	var refused *client.Fault
 	switch {
+	case errors.Is(err, client.ErrNobody) && vm.Arriving:
+		row.State = stateArriving
 	case errors.Is(err, client.ErrNobody):
 		row.State = stateStarting
 	case errors.As(err, &refused):

@@ -53,6 +53,8 @@ type destination struct {
 	in       Incoming
 	offer    Offer
 	acceptor stream.Acceptor
+	// source is the certificate that the source has shown, see shown.
+	source   string
 	driver   *driver
 	machine  handover.Destination
 	receiver *stream.Receiver

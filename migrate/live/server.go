@@ -144,9 +144,14 @@ func (s *Server) take(ctx context.Context, conn net.Conn, p stream.Preamble, in 
 		}
 		if a != &d.acceptor {
 			in()
+			if shown(ready) != d.source {
+				_ = ready.Close()
+				return
+			}
 			d.again(ready)
 			return
 		}
+		d.source = shown(ready)
 		s.begin(ctx, d, id, ready, in)
 	default:
 		stream.Refuse(conn, "this destination has no use for such a connection")

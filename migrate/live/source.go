@@ -243,7 +243,7 @@ func (s *source) offer() (Answer, error) {
 	}
 	text, err := s.control.expect(frameAnswer, answerTime)
 	if err != nil {
-		return a, fmt.Errorf("no answer to the offer: %w", err)
+		return a, fmt.Errorf("no answer to the offer: %w: is it godwit receive that listens there, and has it not ended?", err)
 	}
 	if err := json.Unmarshal(text, &a); err != nil {
 		return a, fmt.Errorf("answer to the offer: %w", err)
