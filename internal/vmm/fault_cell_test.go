@@ -21,14 +21,16 @@ const patience = 4 * time.Minute
 
 // cell is one migration with one fault.
 type cell struct {
-	t               *testing.T
-	scenario, point string
-	began           time.Time
-	waits           live.Waits
-	dir             string
-	disk, turn      string
-	kernel          string
-	net             *proxy
+	t *testing.T
+	place
+	began      time.Time
+	waits      live.Waits
+	dir        string
+	disk, turn string
+	kernel     string
+	net        *proxy
+	// wire is nil unless the hosts are in network namespaces.
+	wire *wiring
 	// onPoint is called when a process stands at its point.
 	onPoint func(*sideProcess, string)
 	// standing is the process that was at the point.
@@ -46,17 +48,24 @@ type cell struct {
 }
 
 // newCell makes hosts that are not up yet, whose waits are longer by a factor.
-func newCell(t *testing.T, scenario, point, elf string, slower time.Duration) *cell {
+func newCell(t *testing.T, p place, elf string, slower time.Duration) *cell {
 	t.Helper()
 	dir, err := os.MkdirTemp(t.TempDir(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := &cell{
-		t: t, scenario: scenario, point: point, began: time.Now(), waits: testWaits,
+		t: t, place: p, began: time.Now(), waits: testWaits,
 		dir: dir, disk: filepath.Join(dir, "disk.img"), turn: filepath.Join(dir, "turn"), kernel: elf,
-		net: newProxy(t), killed: make(map[string]bool), changed: make(chan struct{}),
+		killed: make(map[string]bool), changed: make(chan struct{}),
 	}
+	switch p.link {
+	case secure:
+		newCertificate(t, dir)
+	case namespaces:
+		c.wire = newWiring(t)
+	}
+	c.net = newProxyIn(t, c.wire)
 	c.waits.Ready, c.waits.Commit = c.waits.Ready*slower, c.waits.Commit*slower
 	for path, size := range map[string]int{c.disk: 1 << 20, c.turn: 0} {
 		if err := os.WriteFile(path, make([]byte, size), 0o600); err != nil {
@@ -168,6 +177,13 @@ func (c *cell) cut(ways ...way) string {
 	return orderGo
 }
 
+// unplug is a cut that the hosts' own network stacks see.
+func (c *cell) unplug() string {
+	c.note("the link is down")
+	c.wire.plug(c.t, false)
+	return orderGo
+}
+
 func (c *cell) delay() string {
 	c.note("the link is slow")
 	c.net.set(toDestination, held)
@@ -227,6 +243,9 @@ func (c *cell) giveLock() {
 func (c *cell) settle() {
 	c.t.Helper()
 	c.net.heal()
+	if c.wire != nil {
+		c.wire.plug(c.t, true)
+	}
 	for _, s := range []*sideProcess{c.source, c.destination} {
 		if s.dead() && !c.killed[s.Side] {
 			c.t.Errorf("the process of the %s has ended: %s", s.Side, s.text("gone"))

@@ -36,8 +36,11 @@ type role struct {
 	// Disk is the guest's, Turn the file whose lock a side has while its guest runs.
 	Disk, Turn string
 	Kernel     string
-	// Addr is where a source finds the destination.
-	Addr string
+	// Addr is where a source finds the destination, which listens at Listen.
+	Addr, Listen string
+	// TLS is the folder with the certificate and key of both sides, "" for plain
+	// connections.
+	TLS string
 	// Point is where to stop and ask, once; "*" is each one.
 	Point string
 	Waits live.Waits
@@ -257,6 +260,10 @@ func (s *faultSide) move(ctx context.Context, session *session) error {
 	if err != nil {
 		return err
 	}
+	config, err := s.security(false)
+	if err != nil {
+		return err
+	}
 	g.Throttle(0) // an offer pauses
 	offer, err := v.offer(g)
 	g.Throttle(idle)
@@ -265,7 +272,7 @@ func (s *faultSide) move(ctx context.Context, session *session) error {
 	}
 	_, err = live.Migrate(ctx, v.ctx, &watchedGuest{g, s.turn}, live.SourceOptions{
 		Offer: live.Offer{ID: handover.NewID(), Epoch: epoch, Name: guestName, Guest: offer},
-		Addr:  s.Addr, Policy: stream.Policy{Downtime: time.Minute, Rounds: 3}, Waits: s.Waits,
+		Addr:  s.Addr, TLS: config, Policy: stream.Policy{Downtime: time.Minute, Rounds: 3}, Waits: s.Waits,
 		Journal: s.journal, Died: session.m.Ended(), Trace: s.trace,
 		Progress: func(p live.Progress) {
 			if p.Phase == live.PhaseInDoubt {
@@ -280,12 +287,16 @@ func (s *faultSide) move(ctx context.Context, session *session) error {
 }
 
 func (s *faultSide) beDestination() error {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	config, err := s.security(true)
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", s.Listen)
 	if err != nil {
 		return err
 	}
 	server := &live.Server{
-		Journal: s.journal, Host: "there", Waits: s.Waits, Trace: s.trace,
+		Journal: s.journal, Host: "there", TLS: config, Waits: s.Waits, Trace: s.trace,
 		New: func(o live.Offer) (live.Incoming, error) {
 			f := s.newGuest()
 			s.mu.Lock()
@@ -314,10 +325,12 @@ func (s *faultSide) beDestination() error {
 
 // resolve is for a source whose process has ended.
 func (s *faultSide) resolve() {
-	open, err := s.journal.Unsettled()
+	config, err := s.security(false)
+	open, e := s.journal.Unsettled()
+	err = errors.Join(err, e)
 	for _, r := range open {
 		if r.Role == handover.RoleSource && err == nil {
-			_, err = live.Resolve(context.Background(), live.ResolveOptions{Journal: s.journal, Key: r.Key(), Waits: s.Waits})
+			_, err = live.Resolve(context.Background(), live.ResolveOptions{Journal: s.journal, Key: r.Key(), TLS: config, Waits: s.Waits})
 		}
 	}
 	w := word{Kind: "outcome"}

@@ -35,8 +35,11 @@ func (c *cell) start(side, point string) *sideProcess {
 	}
 	s := &sideProcess{cell: c, over: make(chan struct{}), role: role{
 		Side: side, Scenario: c.scenario, Point: point, Journal: c.journal(of),
-		Disk: c.disk, Turn: c.turn, Kernel: c.kernel, Addr: c.net.addr(), Waits: c.waits,
+		Disk: c.disk, Turn: c.turn, Kernel: c.kernel, Addr: c.net.addr(), Listen: c.wire.listen(of), Waits: c.waits,
 	}}
+	if c.link == secure {
+		s.TLS = c.dir
+	}
 	text, err := json.Marshal(s.role)
 	if err != nil {
 		c.t.Fatal(err)
@@ -55,7 +58,7 @@ func (c *cell) start(side, point string) *sideProcess {
 	s.cmd.Env = append(os.Environ(), faultVariable+"="+string(text))
 	s.cmd.Stdout, s.cmd.Stderr = &output, &output
 	s.cmd.ExtraFiles = []*os.File{orders, words}
-	err = s.cmd.Start()
+	err = c.wire.inside(of, s.cmd.Start)
 	_ = orders.Close()
 	_ = words.Close()
 	if err != nil {

@@ -32,6 +32,8 @@ const (
 // proxy is the network between a source and a destination.
 type proxy struct {
 	l net.Listener
+	// wire, unless it is nil, has the network namespaces; the proxy is where the source is.
+	wire *wiring
 
 	mu      sync.Mutex
 	changed sync.Cond
@@ -51,13 +53,18 @@ type wire struct {
 	cut  bool
 }
 
-func newProxy(t *testing.T) *proxy {
+func newProxy(t *testing.T) *proxy { return newProxyIn(t, nil) }
+
+func newProxyIn(t *testing.T, w *wiring) *proxy {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	p := &proxy{wire: w, wires: make(map[*wire]bool)}
+	err := w.inside("source", func() (err error) {
+		p.l, err = net.Listen("tcp", w.listen("source"))
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{l: l, wires: make(map[*wire]bool)}
 	p.changed.L = &p.mu
 	p.work.Go(p.accept)
 	t.Cleanup(p.close)
@@ -147,7 +154,11 @@ func (p *proxy) join(c *net.TCPConn) {
 		_ = c.Close()
 		return
 	}
-	d, err := net.Dial("tcp", target)
+	var d net.Conn
+	err := p.wire.inside("source", func() (err error) {
+		d, err = net.Dial("tcp", target)
+		return err
+	})
 	p.mu.Lock()
 	if err != nil || p.closed || !p.wires[w] {
 		p.drop(w)

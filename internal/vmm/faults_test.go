@@ -20,14 +20,28 @@ import (
 // The fault matrix of live migration: each point of each scenario times each fault that
 // can be there. The points are those that a migration without a fault passes, so that
 // none is forgotten. Of each cell two processes are the hosts, this one is the network
-// between them, and the operator.
+// between them, and the operator. Some cells are there again with TLS, and with the hosts
+// in two network namespaces, whose link can fail, too.
 //
 // All cells run with GODWIT_TEST_FAULTS=all, else a sample that is always the same; one
-// cell is run with -run 'TestFaults/completed/source-send-COMMIT-after/cut-both$'.
+// cell is run with -run 'TestFaults/loopback/completed/source-send-COMMIT-after/cut-both$'.
 const faultsVariable = "GODWIT_TEST_FAULTS"
 
-// sampled is one in how many cells is run as a rule.
-const sampled = 48
+// sampled is one in how many cells is run as a rule, and again one in how many cells is there
+// again on the other links.
+const (
+	sampled = 48
+	again   = 8
+)
+
+// The links between the hosts.
+const (
+	loopback   = "loopback"
+	secure     = "tls" // over loopback
+	namespaces = "namespaces"
+)
+
+var links = []string{loopback, secure, namespaces}
 
 // scenarios are what happens without a fault.
 var scenarios = []string{
@@ -78,7 +92,11 @@ var faults = []fault{
 	{name: "disk-full", fits: fills, do: func(*cell) string { return orderFull }, then: func(c *cell) { c.pastAll(); c.standing.order(orderRoom) }},
 	{name: "failure", fits: fails, do: (*cell).fail},
 	{name: "lock-busy", fits: locks, do: (*cell).takeLock, then: (*cell).giveLock},
+	{name: linkDown, do: (*cell).unplug, then: (*cell).untilTold},
 }
+
+// linkDown is the fault that only namespaces have.
+const linkDown = "link-down"
 
 func journals(point string) bool { return strings.Contains(point, "-journal-") }
 func fails(point string) bool    { return !journals(point) && point != "destination-run-guest-after" }
@@ -91,11 +109,22 @@ func locks(point string) bool {
 
 // place is a cell of the matrix.
 type place struct {
-	scenario, point string
-	fault           fault
+	link, scenario, point string
+	fault                 fault
 }
 
-func (p place) name() string { return p.scenario + "/" + p.point + "/" + p.fault.name }
+func (p place) name() string { return p.link + "/" + p.scenario + "/" + p.point + "/" + p.fault.name }
+
+// exists says whether a place is a cell of the matrix.
+func (p place) exists() bool {
+	switch {
+	case p.fault.fits != nil && !p.fault.fits(p.point):
+		return false
+	case p.fault.name == linkDown:
+		return p.link == namespaces
+	}
+	return p.link == loopback || oneIn(again, p.name())
+}
 
 func TestFaults(t *testing.T) {
 	sys, err := kvm.Open("")
@@ -108,7 +137,7 @@ func TestFaults(t *testing.T) {
 	run := all
 	// Who names a cell wants it.
 	if os.Getenv(faultsVariable) != "all" && !strings.Contains(flag.Lookup("test.run").Value.String(), "/") {
-		run = slices.DeleteFunc(slices.Clone(all), func(p place) bool { return !chosen(p.name()) })
+		run = slices.DeleteFunc(slices.Clone(all), func(p place) bool { return !oneIn(sampled, p.name()) })
 	}
 	// Most of the time a cell waits: more of them than there are processors go at once.
 	work := make(chan place)
@@ -147,9 +176,11 @@ func matrix(t *testing.T, elf string) []place {
 				continue
 			}
 			passed = append(passed, point)
-			for _, f := range faults {
-				if f.fits == nil || f.fits(point) {
-					all = append(all, place{scenario, point, f})
+			for _, link := range links {
+				for _, f := range faults {
+					if p := (place{link, scenario, point, f}); p.exists() {
+						all = append(all, p)
+					}
 				}
 			}
 		}
@@ -162,18 +193,18 @@ func matrix(t *testing.T, elf string) []place {
 	return all
 }
 
-// chosen says whether a cell is of the sample.
-func chosen(name string) bool {
+// oneIn chooses one name in so many, always the same.
+func oneIn(n uint32, name string) bool {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(name))
-	return h.Sum32()%sampled == 0
+	return h.Sum32()%n == 0
 }
 
 // probe is the migration without a fault: it returns the points, in the order in which
 // they were passed first.
 func probe(t *testing.T, scenario, elf string) []string {
 	t.Helper()
-	c := newCell(t, scenario, "*", elf, 8)
+	c := newCell(t, place{link: loopback, scenario: scenario, point: "*"}, elf, 8)
 	defer c.end()
 	var points []string
 	c.onPoint = func(s *sideProcess, point string) {
@@ -195,7 +226,7 @@ func probe(t *testing.T, scenario, elf string) []string {
 // because the machine is too slow for the short waits, is tried again with longer ones.
 func runCell(t *testing.T, p place, elf string) {
 	for slower := time.Duration(1); slower <= 64; slower *= 4 {
-		c := newCell(t, p.scenario, p.point, elf, slower)
+		c := newCell(t, p, elf, slower)
 		there := c.run(p.fault)
 		c.end()
 		if there || t.Failed() {

@@ -74,6 +74,10 @@ func TestNotMoved(t *testing.T) {
 		{"no place", func(d *there, _ *SourceOptions) {
 			d.New = func(Offer) (Incoming, error) { return nil, errMishap }
 		}, "does not take the guest: a mishap", 1, 0},
+		{"another of its name has left there", func(d *there, _ *SourceOptions) {
+			k := handover.Key{VM: "traveller", Role: handover.RoleSource, ID: handover.NewID()}
+			written(t, d.Journal, k, handover.Entry{State: handover.StateGone, Epoch: 1, Settled: true}, "")
+		}, "does not take the guest: the guest that comes, in epoch 1, is another or older one", 1, 0},
 		{"load", func(d *there, _ *SourceOptions) { d.in.load = errMishap }, "a mishap", 1, handover.DestinationAborted},
 		{"locks", func(d *there, _ *SourceOptions) { d.in.locks = errMishap }, "given the guest back, which goes on here: the peer says: a mishap", 3, handover.DestinationForgotten},
 		{"journal", func(_ *there, o *SourceOptions) {
