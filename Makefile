@@ -9,7 +9,7 @@ export CGO_ENABLED ?= 0
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 GOFLAGS_BUILD := -trimpath -ldflags '-s -w -X github.com/godwit-vmm/godwit/internal/version.Version=$(VERSION)'
 
-.PHONY: all build guest run test bench lint fuzz clean
+.PHONY: all build guest run test test-faults bench lint fuzz clean
 all: build
 
 build:
@@ -31,6 +31,12 @@ run: guest
 test: guest
 	@scripts/setup test
 	GODWIT_TEST_KERNEL="$$(bin/godwit guest kernel)" CGO_ENABLED=1 go test -race -timeout 40m ./...
+
+# test-faults runs all cells of the fault matrix of live migration, of which make test runs
+# a sample.
+test-faults:
+	@scripts/setup test
+	GODWIT_TEST_FAULTS=all go test -count=1 -timeout 40m -run '^TestFaults$$' -v ./internal/vmm
 
 # bench prints tables, the second from where Linux guests boot: this machine, or
 # an emulated host. make bench ARGS='--quick'; ARGS='--only pio --json out.json'

@@ -83,7 +83,7 @@ func (w *featureWord) value(table []kvm.CPUIDEntry2) uint32 {
 // checkFeatures fails if the host lacks what the saved processor has.
 func checkFeatures(saved, supported []kvm.CPUIDEntry2) error {
 	if missing := MissingFeatures(saved, supported); len(missing) > 0 {
-		return fmt.Errorf("this host lacks processor features that the guest was started with: %s: restore it on a host that has them", strings.Join(missing, " "))
+		return fmt.Errorf("this host lacks processor features that the guest was started with: %s: it needs a host that has them", strings.Join(missing, " "))
 	}
 	return nil
 }

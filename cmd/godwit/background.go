@@ -44,6 +44,13 @@ func bootInBackground(ctx context.Context, o *bootOptions, stdout io.Writer) err
 	case len(o.command) > 0:
 		return errors.New("--wait and --detach leave the guest in the background: run the command with godwit exec")
 	}
+	return startInBackground(ctx, "the guest", o.waitTimeout, stdout)
+}
+
+// startInBackground starts this program again and returns when that is ready, which takes
+// at most the timeout unless that is 0. It prints what it says then. what is for errors,
+// after which nothing of it is left.
+func startInBackground(ctx context.Context, what string, timeout time.Duration, stdout io.Writer) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -62,9 +69,9 @@ func bootInBackground(ctx context.Context, o *bootOptions, stdout io.Writer) err
 	}
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
-	if o.waitTimeout > 0 {
+	if timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, o.waitTimeout)
+		ctx, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
 	}
 	// The end of the pipe here is the end of the process there.
@@ -82,15 +89,15 @@ func bootInBackground(ctx context.Context, o *bootOptions, stdout io.Writer) err
 	var exit *exec.ExitError
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return fmt.Errorf("the guest was not up within %v and was ended (--wait-timeout)", o.waitTimeout)
+		return fmt.Errorf("%s was not up within %v and was ended (--wait-timeout)", what, timeout)
 	case ctx.Err() != nil:
-		return errors.New("interrupted; the guest was ended")
+		return fmt.Errorf("interrupted; %s was ended", what)
 	case errors.As(err, &exit) && exit.Exited():
 		return exitStatus(exit.ExitCode()) // it has said why
 	case err != nil:
 		return fmt.Errorf("the process in the background: %w", err)
 	}
-	return errors.New("the guest ended before it was up")
+	return fmt.Errorf("%s ended before it was up", what)
 }
 
 // errAbandoned ends a guest whose starter does not wait for it any more.
@@ -99,18 +106,14 @@ var errAbandoned = errors.New("nobody waits for the guest any more")
 // messagesFile has what a process in the background writes to standard error.
 const messagesFile = "messages.log"
 
-// detached is a boot in the background.
-type detached struct {
-	i       *instance
-	pipe    *os.File
-	told    atomic.Bool // the starter knows the guest's name
-	console *rundir.Log
-	tail    *tail
+// starter is the process that has started this one in the background.
+type starter struct {
+	pipe *os.File
+	told atomic.Bool // it knows that this one is ready
 }
 
-// newDetached prepares a boot in the background, which the guest's agent ends if
-// needsAgent. It returns nil in the foreground.
-func newDetached(r *registration, needsAgent bool) (*detached, error) {
+// newStarter returns nil in the foreground.
+func newStarter() (*starter, error) {
 	value, ok := os.LookupEnv(readyVariable)
 	if !ok {
 		return nil, nil
@@ -123,6 +126,24 @@ func newDetached(r *registration, needsAgent bool) (*detached, error) {
 		return nil, err
 	}
 	unix.CloseOnExec(fd)
+	return &starter{pipe: os.NewFile(uintptr(fd), "starter")}, nil
+}
+
+// detached is a boot in the background.
+type detached struct {
+	*starter
+	i       *instance
+	console *rundir.Log
+	tail    *tail
+}
+
+// newDetached prepares a boot in the background, which the guest's agent ends if
+// needsAgent. It returns nil in the foreground.
+func newDetached(r *registration, needsAgent bool) (*detached, error) {
+	s, err := newStarter()
+	if s == nil || err != nil {
+		return nil, err
+	}
 	i, err := r.wait()
 	if err != nil {
 		return nil, err
@@ -134,7 +155,7 @@ func newDetached(r *registration, needsAgent bool) (*detached, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &detached{i: i, pipe: os.NewFile(uintptr(fd), "starter"), console: log, tail: &tail{limit: 16 << 10}}, nil
+	return &detached{starter: s, i: i, console: log, tail: &tail{limit: 16 << 10}}, nil
 }
 
 // Write takes what the guest writes to its console.
@@ -142,9 +163,9 @@ func (d *detached) Write(p []byte) (int, error) {
 	return io.MultiWriter(d.tail, d.console).Write(p)
 }
 
-// watch calls gone when the starter ends before it knows the guest's name.
-func (d *detached) watch(gone func()) {
-	fd := int32(d.pipe.Fd())
+// watch calls gone when the starter ends before it knows that this process is ready.
+func (s *starter) watch(gone func()) {
+	fd := int32(s.pipe.Fd())
 	go func() {
 		// Nobody reads a pipe: POLLERR, which need not be asked for.
 		fds := []unix.PollFd{{Fd: fd}}
@@ -153,16 +174,31 @@ func (d *detached) watch(gone func()) {
 				break
 			}
 		}
-		if !d.told.Load() {
+		if !s.told.Load() {
 			gone()
 		}
 	}()
 }
 
+// ready tells the starter, with a word for the user.
+func (s *starter) ready(word string) error {
+	s.told.Store(true)
+	_, err := fmt.Fprintln(s.pipe, readyWord+word)
+	return err
+}
+
 // up tells the starter that the guest is as far as it wants. From then on this process has nothing
 // to do with where it was started: its messages go to a file beside the console.
 func (d *detached) up() error {
-	f, err := os.OpenFile(d.i.dir.Path(messagesFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err := messagesTo(d.i.dir.Path(messagesFile)); err != nil {
+		return err
+	}
+	return d.ready(d.i.dir.Name())
+}
+
+// messagesTo has standard error go to a file.
+func messagesTo(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
@@ -170,9 +206,7 @@ func (d *detached) up() error {
 	if err := unix.Dup3(int(f.Fd()), 2, 0); err != nil {
 		return fmt.Errorf("standard error: %w", err)
 	}
-	d.told.Store(true)
-	_, err = fmt.Fprintln(d.pipe, readyWord+d.i.dir.Name())
-	return err
+	return nil
 }
 
 // failed shows the end of the console to the starter, unless that was content.

@@ -260,7 +260,7 @@ func expectGone(t *testing.T, name string) {
 func runCobra(t *testing.T, c *cobra.Command, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
 	var out, messages strings.Builder
-	c.SetArgs(args)
+	c.SetArgs(append([]string{}, args...)) // none are not the test's own
 	c.SetOut(&out)
 	c.SetErr(&messages)
 	c.SilenceErrors, c.SilenceUsage = true, true

@@ -53,6 +53,14 @@ func (t *tlsFlags) client() (*tls.Config, error) {
 	return stream.LoadTLS(t.cert, t.key, t.ca, false)
 }
 
+// server is that of a host that receives.
+func (t *tlsFlags) server() (*tls.Config, error) {
+	if *t == (tlsFlags{}) {
+		return nil, nil
+	}
+	return stream.LoadTLS(t.cert, t.key, t.ca, true)
+}
+
 func newMigrate() *cobra.Command {
 	var m api.Migration
 	var t tlsFlags

@@ -13,6 +13,7 @@ import (
 
 	"github.com/godwit-vmm/godwit/internal/api/client"
 	"github.com/godwit-vmm/godwit/internal/rundir"
+	"github.com/godwit-vmm/godwit/migrate/live"
 	"github.com/spf13/cobra"
 )
 
@@ -22,7 +23,9 @@ const psTimeout = 1500 * time.Millisecond
 
 // States that ps shows beside those of the API, which it writes small.
 const (
-	stateStarting     = "starting"
+	stateStarting = "starting"
+	// stateArriving is that of a guest that another host sends, and still has.
+	stateArriving     = "arriving"
 	stateNotAnswering = "not answering"
 	// stateUnknown is that of a guest whose VMM has another version, say.
 	stateUnknown = "unknown"
@@ -35,7 +38,8 @@ func newPS() *cobra.Command {
 		Short: "List the guests that run",
 		Long: `List this user's running guests. MEMORY is what a guest takes up of the host's
 memory, and what it has been granted: its size less what its balloon holds. A guest
-whose VMM does not answer is shown as that; what killed ones left is removed.`,
+whose VMM does not answer is shown as that; what killed ones left is removed. A guest
+that another host sends is arriving until it runs here.`,
 		Example: `  godwit ps
   godwit ps --json | jq -r '.[] | select(.state == "paused").name'`,
 		Args: cobra.NoArgs,
@@ -56,8 +60,11 @@ whose VMM does not answer is shown as that; what killed ones left is removed.`,
 
 // guestRow is what ps shows of a guest. Numbers that are not known are 0.
 type guestRow struct {
-	Name    string    `json:"name"`
-	State   string    `json:"state"`
+	Name  string `json:"name"`
+	State string `json:"state"`
+	// Moving is "moving" or "in doubt" for a guest that moves, to the host Peer.
+	Moving  string    `json:"moving,omitempty"`
+	Peer    string    `json:"peer,omitempty"`
 	CPUs    int       `json:"cpus,omitempty"`
 	Used    uint64    `json:"memory_used,omitempty"`
 	Granted uint64    `json:"memory_granted,omitempty"`
@@ -87,9 +94,12 @@ func listGuests(ctx context.Context, timeout time.Duration) ([]guestRow, error) 
 
 func describeGuest(ctx context.Context, vm *rundir.VM) guestRow {
 	row := guestRow{Name: vm.Name, Started: vm.Started, Uptime: time.Since(vm.Started).Seconds(), PID: vm.PID}
-	stats, err := client.New(vm.Path(rundir.APIFile)).Stats(ctx)
+	c := client.New(vm.Path(rundir.APIFile))
+	stats, err := c.Stats(ctx)
 	var refused *client.Fault
 	switch {
+	case errors.Is(err, client.ErrNobody) && vm.Arriving:
+		row.State = stateArriving
 	case errors.Is(err, client.ErrNobody):
 		row.State = stateStarting
 	case errors.As(err, &refused):
@@ -99,8 +109,29 @@ func describeGuest(ctx context.Context, vm *rundir.VM) guestRow {
 	default:
 		row.State = strings.ToLower(stats.State)
 		row.CPUs, row.Used, row.Granted, row.Memory = stats.CPUs, stats.Used, stats.Granted, stats.Memory
+		// A VMM of before migrations does not know the question.
+		moving, _ := lastMigration(ctx, c)
+		row.moving(movingGuest{vm.Info, moving})
 	}
 	return row
+}
+
+// moving shows a guest that moves.
+func (r *guestRow) moving(g movingGuest) {
+	switch {
+	case g.letGo() && g.Progress.Phase != live.PhaseHandover:
+		r.Moving, r.Peer = "in doubt", g.Address
+	case g.moves():
+		r.Moving, r.Peer = "moving", g.Address
+	}
+}
+
+// state is that of the guest and of its move, for people.
+func (r *guestRow) state() string {
+	if r.Moving == "" {
+		return r.State
+	}
+	return fmt.Sprintf("%s, %s to %s", r.State, r.Moving, r.Peer)
 }
 
 func printGuestsJSON(w io.Writer, guests []guestRow) error {
@@ -123,7 +154,7 @@ func printGuests(w io.Writer, guests []guestRow) error {
 		uptime := uptimeText(time.Duration(g.Uptime * float64(time.Second)))
 		// Of a guest's name every byte is harmless; its state is what a VMM
 		// says.
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\n", g.Name, printable(g.State), cpus, memory, uptime, g.PID)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\n", g.Name, printable(g.state()), cpus, memory, uptime, g.PID)
 	}
 	return t.Flush()
 }

@@ -2,23 +2,17 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
-	"sync"
 
-	"github.com/godwit-vmm/godwit/guest/agent"
-	"github.com/godwit-vmm/godwit/internal/vmm"
-	"github.com/godwit-vmm/godwit/kvm"
-	"github.com/godwit-vmm/godwit/machine"
-	"github.com/godwit-vmm/godwit/memory"
+	"github.com/godwit-vmm/godwit/internal/rundir"
 	"github.com/godwit-vmm/godwit/migrate/handover"
-	"github.com/godwit-vmm/godwit/migrate/live"
-	"github.com/godwit-vmm/godwit/migrate/stream"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
@@ -29,6 +23,7 @@ type receiveOptions struct {
 	listen        string
 	tls           tlsFlags
 	insecure      bool
+	stay, detach  bool
 	disks, taps   []string
 	allowSoftware bool
 	noReboot      bool
@@ -47,20 +42,28 @@ have to be given with --disk and --tap, and only addresses of this host itself a
 listened on, unless --insecure is given.
 
 A guest whose migration fails is still the other host's, and can come again. This
-process becomes that of the guest when it has come, and its console is here.`,
+process becomes that of the guest when it has come, and its console is here.
+
+With --stay guests are taken until this process is ended, each by a process of its own,
+as with "godwit boot --detach"; those that have come run on after that. With --detach
+it all goes on in the background, and messages go to receive.log in the folder for
+godwit's state; the address that is listened on is printed.`,
 		Example: `  godwit receive --listen 0.0.0.0:7000 --tls-cert host2.pem --tls-key host2.key --tls-ca ca.pem
-  godwit receive --listen 127.0.0.1:7000 --name web2 --disk 0=/images/web.img`,
+  godwit receive --listen 127.0.0.1:7000 --name web2 --disk 0=/images/web.img
+  godwit receive --listen 10.0.0.2:7000 --stay --detach --tls-cert host2.pem --tls-key host2.key --tls-ca ca.pem`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.named = cmd.Flags().Changed("name")
 			o.needed = true
-			return receive(cmd.Context(), &o)
+			return o.run(cmd.Context(), cmd.OutOrStdout())
 		},
 	}
 	o.tls.add(c)
 	f := c.Flags()
 	f.StringVar(&o.listen, "listen", "", "where to wait, `ADDR`")
 	f.StringVar(&o.name, "name", "", "name of the guest here (default: that of where it comes from)")
+	f.BoolVar(&o.stay, "stay", false, "take guests until this process is ended")
+	f.BoolVar(&o.detach, "detach", false, "wait in the background, and print the address as soon as it is listened on")
 	f.BoolVar(&o.insecure, "insecure", false, "listen without TLS: who reaches the address can read and change the guest")
 	f.StringArrayVar(&o.disks, "disk", nil, "have the guest's disk ID at `ID=PATH` here; may be repeated")
 	f.StringArrayVar(&o.taps, "tap", nil, "connect the guest's network card ID to a tap interface `ID=NAME` here; may be repeated")
@@ -71,68 +74,90 @@ process becomes that of the guest when it has come, and its console is here.`,
 	return c
 }
 
-// receive waits for a guest and runs it to its end.
-func receive(ctx context.Context, o *receiveOptions) error {
-	config, err := o.tls.server()
+// run is one of the processes that receive consists of.
+func (o *receiveOptions) run(ctx context.Context, stdout io.Writer) error {
+	if o.stay && (o.named || o.vsock != "") {
+		return errors.New("--stay takes guests by the names that they have, and --name and --vsock are for one: leave them out")
+	}
+	if id, ok := os.LookupEnv(inletVariable); ok {
+		return receiveOne(ctx, o, id)
+	}
+	if _, started := os.LookupEnv(readyVariable); o.detach && !started {
+		return startInBackground(ctx, "the receiver", 0, stdout)
+	}
+	s, err := newStarter()
 	if err != nil {
 		return err
 	}
-	r := &receiver{o: o, tls: config, came: make(chan *arrival, 1)}
-	if r.request.Disks, err = pairs("--disk", o.disks); err != nil {
-		return err
-	}
-	if r.request.Taps, err = pairs("--tap", o.taps); err != nil {
-		return err
-	}
-	r.request.Trusted = config != nil
-	if r.journal, err = openJournal(); err != nil {
-		return err
-	}
-	if r.sys, err = openKVM(o.allowSoftware, nil); err != nil {
-		if r.sys != nil {
-			err = errors.Join(err, r.sys.Close())
-		}
+	return receive(ctx, o, s)
+}
+
+// receiveLog is the file for what a receiver in the background has to say.
+const receiveLog = "receive.log"
+
+// receive listens, and takes one guest or, with --stay, many. s is nil in the foreground.
+func receive(ctx context.Context, o *receiveOptions, s *starter) error {
+	r, err := newReceiver(o)
+	if err != nil {
 		return err
 	}
 	defer r.sys.Close()
-	l, err := o.listener(config)
+	l, err := o.listener(r.tls != nil)
 	if err != nil {
 		return err
 	}
+	defer l.Close()
 	waiting, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	serving, end := context.WithCancel(ctx)
-	host, _ := os.Hostname()
-	server := &live.Server{Journal: r.journal, Host: host, TLS: config, New: r.place, Ended: r.ended}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(serving, l) }()
-	fmt.Fprintf(os.Stderr, "godwit: waiting for a guest at %s\n", address(l))
-	defer func() { end() }()
-	select {
-	case err := <-served:
+	if err := tellUnsettled(ctx, r.journal); err != nil {
 		return err
-	case <-waiting.Done():
-		end()
-		<-served
-		return errors.New("interrupted; no guest came")
-	case a := <-r.came:
-		stop()
-		err := a.run()
-		end()
-		return errors.Join(err, <-served, a.close())
 	}
+	fmt.Fprintf(os.Stderr, "godwit: waiting for guests at %s\n", address(l))
+	if s != nil {
+		r.background = true
+		s.watch(stop)
+		if err := s.detach(address(l)); err != nil {
+			return err
+		}
+	}
+	if o.stay {
+		return stay(waiting, l)
+	}
+	return r.takeOne(ctx, waiting, stop, l)
 }
 
-// server is the configuration of a host that receives, nil for none.
-func (t *tlsFlags) server() (*tls.Config, error) {
-	if t.cert == "" && t.key == "" && t.ca == "" {
-		return nil, nil
+// detach leaves where this process was started.
+func (s *starter) detach(addr string) error {
+	state, err := rundir.StateDir()
+	if err != nil {
+		return err
 	}
-	return stream.LoadTLS(t.cert, t.key, t.ca, true)
+	if err := messagesTo(filepath.Join(state, receiveLog)); err != nil {
+		return err
+	}
+	return s.ready(addr)
+}
+
+// tellUnsettled says which guests another host may ask for, or should be asked for.
+func tellUnsettled(ctx context.Context, journal *handover.Journal) error {
+	open, err := journal.Unsettled()
+	if err != nil || len(open) == 0 {
+		return err
+	}
+	guests, err := movingGuests(ctx)
+	if err != nil {
+		return err
+	}
+	var rows []migrationRow
+	for _, r := range open {
+		rows = append(rows, describeRecord(handover.Found{Key: r.Key(), Record: r}, true, guests[r.VM]))
+	}
+	fmt.Fprintln(os.Stderr, "godwit: migrations that are not over:")
+	return printMigrations(os.Stderr, rows)
 }
 
 // listener listens, without TLS only where nobody from outside can connect.
-func (o *receiveOptions) listener(config *tls.Config) (net.Listener, error) {
+func (o *receiveOptions) listener(secure bool) (net.Listener, error) {
 	if path, ok := strings.CutPrefix(o.listen, "unix:"); ok {
 		return listenAlone(path)
 	}
@@ -140,7 +165,7 @@ func (o *receiveOptions) listener(config *tls.Config) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--listen %s: %w: want HOST:PORT or unix:PATH", o.listen, err)
 	}
-	if config == nil && !o.insecure && !addr.IP.IsLoopback() {
+	if !secure && !o.insecure && !addr.IP.IsLoopback() {
 		return nil, fmt.Errorf("--listen %s: without TLS whoever reaches this address could read and change the guest: give --tls-cert, --tls-key and --tls-ca, listen on 127.0.0.1, or say --insecure", o.listen)
 	}
 	l, err := net.ListenTCP("tcp", addr)
@@ -155,126 +180,4 @@ func address(l net.Listener) string {
 		return "unix:" + l.Addr().String()
 	}
 	return l.Addr().String()
-}
-
-// receiver is where a guest comes to.
-type receiver struct {
-	o       *receiveOptions
-	tls     *tls.Config
-	journal *handover.Journal
-	sys     *kvm.System
-	request vmm.ReceiveRequest
-	came    chan *arrival
-
-	mu sync.Mutex
-	// taken is set while a guest is coming, or here.
-	taken bool
-}
-
-// arrival is a guest that comes, or has come.
-type arrival struct {
-	live.Incoming
-	r *receiver
-	i *instance
-	h *host
-	t *terminal
-	// over closes what there is, once.
-	over sync.Once
-	err  error
-}
-
-// place is live.Server.New.
-func (r *receiver) place(offer live.Offer) (live.Incoming, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.taken {
-		return nil, errors.New("a guest is here already, or just coming: start another godwit receive for this one")
-	}
-	n := r.o.naming
-	if !n.named {
-		n.name, n.named = offer.Name, true
-	}
-	n.arriving = true
-	n.renew = func(ctx context.Context, c *agent.Client) { renew(ctx, c, true, nil) }
-	i, err := newInstance(n)
-	if err != nil {
-		return nil, err
-	}
-	a := &arrival{r: r, i: i}
-	run := vmm.Options{System: r.sys, Name: i.name, Identify: i.identify, NoReboot: r.o.noReboot}
-	a.h = newHost(&run, os.Stdout)
-	run.Built = a.built
-	a.h.vm = vmm.New(context.Background(), run, vmm.Config{})
-	request := r.request
-	request.From = offer.Name
-	request.Told = func(p handover.Phase, reason string) {
-		if reason != "" {
-			fmt.Fprintf(os.Stderr, "godwit: %s: %s: %s\r\n", i.name, p, reason)
-		}
-	}
-	a.Incoming = a.h.vm.Receive(request)
-	r.taken = true
-	return a, nil
-}
-
-// Prepare is that of live.Incoming.
-func (a *arrival) Prepare(offer live.Offer) (*memory.Guest, error) {
-	fmt.Fprintf(os.Stderr, "godwit: guest %s is coming\n", a.i.name)
-	return a.Incoming.Prepare(offer)
-}
-
-// Destroy is that of live.Incoming.
-func (a *arrival) Destroy() {
-	a.Incoming.Destroy()
-	a.over.Do(func() {
-		a.err = errors.Join(a.h.close(), a.i.close())
-		a.r.mu.Lock()
-		defer a.r.mu.Unlock()
-		a.r.taken = false
-	})
-}
-
-// Run is that of live.Incoming.
-func (a *arrival) Run() error {
-	if err := a.Incoming.Run(); err != nil {
-		return err
-	}
-	a.r.came <- a
-	return nil
-}
-
-// built is vmm.Options.Built.
-func (a *arrival) built() (err error) {
-	a.h.serve(a.i)
-	a.h.watch(nil)
-	if a.t, err = openTerminal(os.Stdin); a.t != nil {
-		fmt.Fprintf(os.Stderr, "godwit: console of %s; Ctrl-a x quits\r\n", a.i.name)
-	}
-	return err
-}
-
-// run leads a guest that has come to its end.
-func (a *arrival) run() error {
-	defer watchSignals(a.h.vm, unix.SIGTERM, unix.SIGINT)()
-	if !background(os.Stdin) {
-		go typeKeys(a.h.vm, os.Stdin, a.t != nil)
-	}
-	outcome, err := a.h.vm.Wait()
-	a.t.restore()
-	if outcome == machine.Killed {
-		return quitStatus(a.h.vm.Cause())
-	}
-	return ended(outcome, err)
-}
-
-func (a *arrival) close() error {
-	a.over.Do(func() { a.err = errors.Join(a.h.close(), a.i.close()) })
-	return a.err
-}
-
-// ended is live.Server.Ended.
-func (r *receiver) ended(offer live.Offer, state handover.DestinationState, err error) {
-	if err != nil && offer.Name != "" {
-		fmt.Fprintf(os.Stderr, "godwit: guest %s did not come: %v\r\n", offer.Name, err)
-	}
 }

@@ -46,7 +46,7 @@ func Cases() []Case {
 		{Name: "mmio", What: "round trip of an MMIO write to a device in the VMM", Run: runMMIO},
 		{Name: "rss", What: "resident memory of the VMM beyond guest memory", Run: runRSS},
 		{Name: "linux-boot", What: "processor time of the VMM process from start to Linux's init", Explicit: true, Run: runLinuxBoot},
-	}, blockCases(), netCases(), vsockCases(), snapshotCases())
+	}, blockCases(), netCases(), vsockCases(), snapshotCases(), moveCases())
 }
 
 // Env is what a case gets to work with.

@@ -3,7 +3,6 @@ package bench
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -31,12 +30,34 @@ type qmp struct {
 
 // startQMP starts a QEMU, which is killed when ctx ends, and waits until its guest
 // says that it is ready.
-func startQMP(ctx context.Context, e *Env, program string, mib int) (q *qmp, err error) {
+func startQMP(ctx context.Context, e *Env, program string, mib int) (*qmp, error) {
 	said := filepath.Join(e.Dir, "qemu-serial")
 	argv, err := pausableQEMU(mib, "-qmp", "stdio", "-serial", "file:"+said, "-kernel", program)
 	if err != nil {
 		return nil, err
 	}
+	q, err := launchQMP(ctx, argv)
+	if err != nil {
+		return nil, err
+	}
+	// The default is for networks: 128 MiB/s.
+	err = q.do("migrate-set-parameters", map[string]any{"max-bandwidth": 64 << 30}, nil)
+	if err == nil {
+		err = poll(ctx, readyLimit, func() (bool, error) {
+			info, err := os.Stat(said)
+			return err == nil && info.Size() > 0, nil
+		})
+	}
+	if err != nil {
+		q.close()
+		return nil, err
+	}
+	return q, nil
+}
+
+// launchQMP starts a QEMU, which is killed when ctx ends, and waits until its monitor
+// answers.
+func launchQMP(ctx context.Context, argv []string) (q *qmp, err error) {
 	q = &qmp{cmd: exec.CommandContext(ctx, argv[0], argv[1:]...)}
 	q.cmd.Stderr = &q.stderr
 	if q.in, err = q.cmd.StdinPipe(); err != nil {
@@ -50,22 +71,11 @@ func startQMP(ctx context.Context, e *Env, program string, mib int) (q *qmp, err
 	if err := q.cmd.Start(); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			q.close()
-		}
-	}()
 	if err := q.do("qmp_capabilities", nil, nil); err != nil {
+		q.close()
 		return nil, err
 	}
-	// The default is for networks: 128 MiB/s.
-	if err := q.do("migrate-set-parameters", map[string]any{"max-bandwidth": 64 << 30}, nil); err != nil {
-		return nil, err
-	}
-	return q, poll(ctx, readyLimit, func() (bool, error) {
-		info, err := os.Stat(said)
-		return err == nil && info.Size() > 0, nil
-	})
+	return q, nil
 }
 
 // poll asks until done, in steps of a millisecond.
@@ -121,12 +131,18 @@ type migration struct {
 	ErrorDesc string  `json:"error-desc"`
 	Downtime  float64 // ms
 	TotalTime float64 `json:"total-time"` // ms
+	SetupTime float64 `json:"setup-time"` // ms, of TotalTime
 	RAM       struct{ Transferred float64 }
 }
 
 // migrate saves the running guest to a file. The guest is stopped then.
-func (q *qmp) migrate(ctx context.Context, file string) (m migration, err error) {
-	if err := q.do("migrate", map[string]any{"uri": "exec:cat >" + file}, nil); err != nil {
+func (q *qmp) migrate(ctx context.Context, file string) (migration, error) {
+	return q.migrateTo(ctx, "exec:cat >"+file)
+}
+
+// migrateTo sends the guest to where uri says. It is stopped then.
+func (q *qmp) migrateTo(ctx context.Context, uri string) (m migration, err error) {
+	if err := q.do("migrate", map[string]any{"uri": uri}, nil); err != nil {
 		return m, err
 	}
 	return m, poll(ctx, processLimit, func() (bool, error) {
@@ -134,7 +150,7 @@ func (q *qmp) migrate(ctx context.Context, file string) (m migration, err error)
 			return false, err
 		}
 		if m.Status == "failed" {
-			return false, errors.New("QEMU: the migration to a file failed: " + m.ErrorDesc)
+			return false, fmt.Errorf("QEMU: the migration to %s failed: %s", uri, m.ErrorDesc)
 		}
 		return m.Status == "completed", nil
 	})

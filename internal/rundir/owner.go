@@ -120,6 +120,13 @@ func (d *Dir) SetVsock(path string) error {
 	return d.save()
 }
 
+// SetArriving tells others whether the machine is one that comes from another host, and has
+// not come yet.
+func (d *Dir) SetArriving(arriving bool) error {
+	d.info.Arriving = arriving
+	return d.save()
+}
+
 // SetUp tells others that the guest is up. What is said of it is for whoever asks
 // by VM.Up.
 func (d *Dir) SetUp(guest any) error { return writeJSON(filepath.Join(d.path, upFile), guest) }

@@ -58,6 +58,8 @@ type Info struct {
 	Started time.Time `json:"started"`
 	// Vsock is the path of the vsock device's socket, empty without one.
 	Vsock string `json:"vsock,omitempty"`
+	// Arriving says that the machine comes from another host, and does not run here yet.
+	Arriving bool `json:"arriving,omitempty"`
 }
 
 // maxName is the length of the longest name.

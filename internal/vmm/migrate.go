@@ -23,9 +23,12 @@ type MigrateRequest struct {
 	// Connections for memory; 0 is live.DefaultConnections.
 	Connections int
 	Compress    stream.Compression
-	// Limit bounds the memory stream; nil does not.
-	Limit  *stream.Limiter
-	Policy stream.Policy
+	// Limit bounds what memory and disks are sent with; nil does not.
+	Limit *stream.Limiter
+	// WithDisks has the disks move, too, that the guest can write. Otherwise they are on
+	// storage that the other host shares.
+	WithDisks bool
+	Policy    stream.Policy
 	// Journal is this host's.
 	Journal *handover.Journal
 	// Progress, if set, is told how the migration stands, from any goroutine.
@@ -53,6 +56,9 @@ type offered struct {
 	// Used is how much memory the guest takes up, in bytes.
 	Used  uint64
 	Disks []snapshot.Disk
+	// Moving are the numbers of the drives that come with the guest, rising, in the
+	// order of live.Offer.Disks.
+	Moving []int
 }
 
 // Migrate moves the guest to another host, while it runs or is paused. When ctx ends
@@ -80,7 +86,7 @@ func (v *VM) Migrate(ctx context.Context, r MigrateRequest) (report live.Report,
 			r.Moved(report)
 		}
 		v.Kill(ErrMigrated)
-	} else if errors.Is(err, live.ErrInDoubt) {
+	} else if errors.Is(err, live.ErrInDoubt) || errors.Is(err, live.ErrLost) {
 		v.Kill(ErrLeft)
 	}
 	return report, err
@@ -95,6 +101,10 @@ func (v *VM) move(ctx context.Context, s *session, r MigrateRequest) (live.Repor
 	}
 	// What is not removed now, is so before the next migration.
 	_ = r.Journal.Prune(v.Name())
+	var disks []live.Disk
+	if r.WithDisks {
+		disks, g.drives = v.movingDisks(s.m)
+	}
 	offer, err := v.offer(g)
 	if err != nil {
 		return live.Report{}, err
@@ -103,10 +113,10 @@ func (v *VM) move(ctx context.Context, s *session, r MigrateRequest) (live.Repor
 	s.tracked = nil
 	report, err := live.Migrate(ctx, v.ctx, g, live.SourceOptions{
 		Offer: live.Offer{ID: handover.NewID(), Epoch: epoch, Name: v.Name(), Godwit: version.String(), Guest: offer},
-		Addr:  r.Addr, TLS: r.TLS, Connections: r.Connections, Compress: r.Compress, Limit: r.Limit, Policy: r.Policy,
+		Addr:  r.Addr, TLS: r.TLS, Connections: r.Connections, Compress: r.Compress, Limit: r.Limit, Disks: disks, Policy: r.Policy,
 		Journal: r.Journal, Progress: r.Progress, Orders: r.Orders, Died: s.m.Ended(),
 	})
-	if err == nil || errors.Is(err, live.ErrInDoubt) {
+	if err == nil || errors.Is(err, live.ErrInDoubt) || errors.Is(err, live.ErrLost) {
 		return report, err
 	}
 	// It would only cost the guest speed.
@@ -117,7 +127,7 @@ func (v *VM) move(ctx context.Context, s *session, r MigrateRequest) (live.Repor
 
 // offer describes the guest, which is paused for a moment.
 func (v *VM) offer(g *moving) (json.RawMessage, error) {
-	o := offered{Paused: g.still}
+	o := offered{Paused: g.still, Moving: g.drives}
 	var err error
 	if o.Used, err = g.MemoryUsed(); err != nil {
 		return nil, err
@@ -143,6 +153,8 @@ type moving struct {
 	*machine.Machine
 	// still is set for a guest that was paused before, and stays so.
 	still bool
+	// drives are the numbers of those that move with it.
+	drives []int
 }
 
 // Pause is that of migrate.Source, and Resume, too.

@@ -23,6 +23,8 @@ type host struct {
 	journal *handover.Journal
 	addr    string
 	request ReceiveRequest
+	// before, if set, is called when a guest is about to run.
+	before func()
 	// came gets the guests that came, and ended what became of each migration.
 	came  chan *fixture
 	ended chan error
@@ -47,7 +49,7 @@ func newHost(t *testing.T) *host {
 		New: func(o live.Offer) (live.Incoming, error) {
 			f := newVM(t, "", func(options *Options) { options.Name = o.Name })
 			in := f.Receive(h.request)
-			return &arriving{in, func() { h.came <- f }}, nil
+			return &arriving{in, h.before, func() { h.came <- f }}, nil
 		},
 		Ended: func(_ live.Offer, _ handover.DestinationState, err error) { h.ended <- err },
 	}
@@ -64,10 +66,13 @@ func newHost(t *testing.T) *host {
 // arriving tells when the guest runs.
 type arriving struct {
 	live.Incoming
-	runs func()
+	before, runs func()
 }
 
 func (a *arriving) Run() error {
+	if a.before != nil {
+		a.before()
+	}
 	err := a.Incoming.Run()
 	if err == nil {
 		a.runs()

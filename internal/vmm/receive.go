@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -27,6 +28,11 @@ type ReceiveRequest struct {
 	Taps  map[string]string
 	Disks map[string]string
 	Vsock string
+	// DiskFolder is where disks go to that come with the guest, and are not in Disks; ""
+	// is none. What Disks names for such a disk must not be there yet. KeepPartial keeps
+	// what has come of a disk when the migration fails, for the next attempt.
+	DiskFolder  string
+	KeepPartial bool
 	// Trusted lets the offer say which files and network interfaces of this host the
 	// guest gets. Otherwise Disks and Taps have to name them all.
 	Trusted bool
@@ -47,12 +53,16 @@ type incoming struct {
 	r     ReceiveRequest
 	m     *machine.Machine
 	begun bool
+	// disks come with the guest.
+	disks comingDisks
 	// skew is how far this host's clock is ahead of the source's.
-	skew     time.Duration
-	prepared chan prepared
-	judge    sync.Once
-	verdict  chan bool
-	launched chan error
+	skew time.Duration
+	// endPaging is set by Paged, before the verdict.
+	endPaging func()
+	prepared  chan prepared
+	judge     sync.Once
+	verdict   chan bool
+	launched  chan error
 }
 
 type prepared struct {
@@ -91,7 +101,7 @@ func (i *incoming) Prepare(offer live.Offer) (*memory.Guest, error) {
 	i.begun = true
 	// The time that the offer took comes on top, which is little.
 	i.skew = time.Since(offer.Time.Round(0))
-	go func() { i.launched <- i.start(&o) }()
+	go func() { i.launched <- i.start(&o, offer.Disks) }()
 	p := <-i.prepared
 	if p.err != nil {
 		return nil, p.err
@@ -101,13 +111,13 @@ func (i *incoming) Prepare(offer live.Offer) (*memory.Guest, error) {
 }
 
 // start is the start of the VM.
-func (i *incoming) start(o *offered) error {
+func (i *incoming) start(o *offered, disks []live.OfferedDisk) error {
 	v := i.vm
 	v.op.Lock()
 	defer v.op.Unlock()
 	told := false
 	err := v.starts(func() error {
-		m, err := i.build(o)
+		m, err := i.build(o, disks)
 		told = true
 		i.prepared <- prepared{m, err}
 		if err != nil {
@@ -121,7 +131,9 @@ func (i *incoming) start(o *offered) error {
 			phase = Paused
 		}
 		v.tell(Event{Kind: EventArrived, Path: i.r.From})
-		return v.launch(newSession(m), phase)
+		s := newSession(m)
+		s.endPaging = i.endPaging
+		return v.launch(s, phase)
 	})
 	if !told {
 		i.prepared <- prepared{err: err}
@@ -130,7 +142,7 @@ func (i *incoming) start(o *offered) error {
 }
 
 // build makes the machine, after everything was checked, with all that is wrong.
-func (i *incoming) build(o *offered) (*machine.Machine, error) {
+func (i *incoming) build(o *offered, disks []live.OfferedDisk) (*machine.Machine, error) {
 	v := i.vm
 	c := o.Config.Config
 	v.mu.Lock()
@@ -140,7 +152,7 @@ func (i *incoming) build(o *offered) (*machine.Machine, error) {
 		return nil, ErrConfigured
 	}
 	errs := []error{hostmem.Enough(o.Used, c.HugePages)}
-	i.relocate(&c, o, func(err error) { errs = append(errs, err) })
+	i.relocate(&c, o, disks, func(err error) { errs = append(errs, err) })
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
@@ -157,6 +169,7 @@ func (i *incoming) build(o *offered) (*machine.Machine, error) {
 	}
 	config := v.machineConfig()
 	config.Incoming = true
+	i.disks.interim(&config)
 	m, err := machine.New(v.o.System, config)
 	if err != nil {
 		back()
@@ -172,7 +185,7 @@ func (i *incoming) build(o *offered) (*machine.Machine, error) {
 
 // relocate changes what the guest had of its host to what it gets here, and tells wrong
 // what cannot be had.
-func (i *incoming) relocate(c *Config, o *offered, wrong func(error)) {
+func (i *incoming) relocate(c *Config, o *offered, disks []live.OfferedDisk, wrong func(error)) {
 	c.Vsock = nil
 	if i.r.Vsock != "" {
 		c.Vsock = &Vsock{Path: i.r.Vsock}
@@ -198,11 +211,21 @@ func (i *incoming) relocate(c *Config, o *offered, wrong func(error)) {
 	if err := i.vm.settleMACs(c, o.Machine, LoadRequest{}); err != nil {
 		wrong(err)
 	}
+	if err := checkMoving(o.Moving, len(disks), len(c.Drives)); err != nil {
+		wrong(err)
+		return
+	}
 	known := make(map[string]bool)
 	for k := range c.Drives {
 		d := &c.Drives[k]
 		id := driveID(k, *d)
 		known[id] = true
+		if at := slices.Index(o.Moving, k); at >= 0 {
+			if err := i.placeDisk(k, d, id, disks[at]); err != nil {
+				wrong(err)
+			}
+			continue
+		}
 		file := &d.Path
 		if d.Overlay != "" {
 			file = &d.Overlay
@@ -254,13 +277,16 @@ func (i *incoming) Load(state []byte) error {
 }
 
 // TakeLocks is that of live.Incoming.
-func (i *incoming) TakeLocks() error { return i.m.ActivateDisks() }
-
-// DropLocks is that of live.Incoming.
-func (i *incoming) DropLocks() error {
-	// The machine was closed, and the locks dropped, by Destroy.
-	return nil
+func (i *incoming) TakeLocks() error {
+	if err := i.disks.commit(); err != nil {
+		return err
+	}
+	return i.m.ActivateDisks()
 }
+
+// DropLocks is that of live.Incoming. The machine was closed, and the locks dropped, by
+// Destroy; that the guest is not this host's is in the journal.
+func (i *incoming) DropLocks() error { return i.disks.remove() }
 
 // Run is that of live.Incoming.
 func (i *incoming) Run() error {
@@ -278,4 +304,6 @@ func (i *incoming) Destroy() {
 	i.judge.Do(func() { i.verdict <- false })
 	err := <-i.launched
 	i.launched <- err
+	// What cannot be removed is in the way of the next attempt, which says so.
+	_ = i.disks.abandon(i.r.KeepPartial)
 }

@@ -55,7 +55,7 @@ func (v *VM) build() (*machine.Machine, error) {
 func (v *VM) launch(s *session, phase Phase) error {
 	if v.o.Built != nil {
 		if err := v.o.Built(); err != nil {
-			return errors.Join(err, s.m.Close())
+			return errors.Join(err, s.close())
 		}
 	}
 	v.set(func() {
@@ -67,6 +67,7 @@ func (v *VM) launch(s *session, phase Phase) error {
 		v.tell(Event{Kind: EventPaused})
 	}
 	go v.live(s)
+	go s.unpage()
 	return nil
 }
 
@@ -86,7 +87,7 @@ func (v *VM) live(s *session) {
 		v.use.Lock()
 		v.keepCounters(s.m)
 		v.set(func() { v.current.Store(nil) })
-		err = errors.Join(err, s.m.Close())
+		err = errors.Join(err, s.close())
 		s = nil
 		if outcome == machine.Reset && err == nil && !v.o.NoReboot && v.ctx.Err() == nil {
 			if s, err = v.reboot(); err != nil {

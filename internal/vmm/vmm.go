@@ -158,6 +158,8 @@ type session struct {
 	// tracked is nil unless the guest's writes since a snapshot are logged. Who
 	// holds VM.op may use it.
 	tracked *tracked
+	// endPaging, if set, ends the bringing of memory from another host.
+	endPaging func()
 	// usage is nil unless somebody wants to know what memory the guest uses.
 	usage *usage
 }

@@ -30,6 +30,13 @@ func destinationMutant(name string, instead func(d *Destination, e Event) ([]Act
 	return m
 }
 
+// pruningMutant removes other records than it may.
+func pruningMutant(name string, prunes func(Entry) bool) machine {
+	m := genuine
+	m.name, m.prunes = name, prunes
+	return m
+}
+
 // resumes is what a source does that trusts to nobody having taken the guest.
 func resumes(s *Source) []Action {
 	s.state = SourceAborted
@@ -103,6 +110,9 @@ func mutants() []machine {
 			}
 			return append(d.owning(e), do(Forget)), true
 		}),
+		pruningMutant("OWNER pruned before it is acknowledged", func(e Entry) bool { return e.Role == RoleDestination && !e.Settled }),
+		pruningMutant("RELEASED pruned", func(e Entry) bool { return e.State == StateReleased }),
+		pruningMutant("GONE pruned", func(e Entry) bool { return e.State == StateGone }),
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 )
 
@@ -19,22 +18,44 @@ type Found struct {
 	Err error
 }
 
-// maxFiles is the largest number of files in a journal.
-const maxFiles = 10000
+// maxRecords is the largest number of records that are looked at together. Those of other
+// guests do not count: however many have come and gone, a guest can be started.
+const maxRecords = 10000
 
 // List reads all records, in no order. Other files are not looked at.
 func (j *Journal) List() ([]Found, error) {
-	files, err := names(j.dir)
+	return j.matching(func(Key) bool { return true })
+}
+
+// Of reads the records of a migration, by its ID: at most one of each role, unless
+// somebody has copied files.
+func (j *Journal) Of(id ID) ([]Found, error) {
+	return j.matching(func(k Key) bool { return k.ID == id })
+}
+
+func (j *Journal) of(vm string) ([]Found, error) {
+	return j.matching(func(k Key) bool { return k.VM == vm })
+}
+
+// matching reads the records whose keys match.
+func (j *Journal) matching(match func(Key) bool) ([]Found, error) {
+	var keys []Key
+	err := j.scan(func(file string) error {
+		k, ok := parseKey(file)
+		if !ok || !match(k) {
+			return nil
+		}
+		if keys = append(keys, k); len(keys) > maxRecords {
+			return fmt.Errorf("more than %d records in %s: remove those of guests that are not needed, with `godwit migration resolve NAME --forget`", maxRecords, j.dir)
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, fmt.Errorf("migration journal: %w", err)
 	}
 	var all []Found
-	for _, file := range files {
-		k, ok := parseKey(file)
-		if !ok {
-			continue
-		}
-		r, err := load(filepath.Join(j.dir, file), k)
+	for _, k := range keys {
+		r, err := load(filepath.Join(j.dir, k.file()), k)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // removed meanwhile
 		}
@@ -43,30 +64,28 @@ func (j *Journal) List() ([]Found, error) {
 	return all, nil
 }
 
-func names(dir string) ([]string, error) {
-	f, err := os.Open(dir)
+// scan calls do with the name of each file in the journal's folder, some at a time.
+func (j *Journal) scan(do func(file string) error) error {
+	f, err := os.Open(j.dir)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	files, err := f.Readdirnames(maxFiles + 1)
-	if errors.Is(err, io.EOF) {
-		err = nil
-	}
-	if len(files) > maxFiles {
-		err = fmt.Errorf("more than %d files in %s: remove records that are settled", maxFiles, dir)
-	}
-	return files, errors.Join(err, f.Close())
-}
-
-func (j *Journal) of(vm string) ([]Found, error) {
-	all, err := j.List()
-	var found []Found
-	for _, f := range all {
-		if f.VM == vm {
-			found = append(found, f)
+	defer f.Close()
+	for {
+		const some = 1024
+		files, err := f.Readdirnames(some)
+		for _, file := range files {
+			if err := do(file); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
 		}
 	}
-	return found, err
 }
 
 // Errors of MayStart.
@@ -92,37 +111,61 @@ func (j *Journal) Epoch(vm string) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	owned := uint64(1)
-	// The newest record by which the guest was given away, and the newest epoch that
-	// it came in. A guest that was given away in an epoch and came back did so in a
-	// later one.
-	var away Record
+	owned, away, err := turns(found)
+	// A guest that was given away in an epoch and came back did so in a later one.
+	if err == nil && away.Epoch >= owned {
+		err = elsewhere(away)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return owned, nil
+}
+
+// turns are the newest epoch in which this host owned a guest, and the newest record by
+// which it gave the guest away.
+func turns(found []Found) (owned uint64, away Record, err error) {
+	owned = 1
 	for _, f := range found {
 		switch {
 		case f.Err != nil:
-			return 0, damaged(f)
+			return 0, Record{}, damaged(f)
 		case f.Record.State == StateOwner:
 			owned = max(owned, f.Record.Epoch)
 		case f.Record.State != StateRefused && f.Record.Epoch > away.Epoch:
 			away = f.Record
 		}
 	}
-	if away.Epoch >= owned {
-		return 0, elsewhere(away)
-	}
-	return owned, nil
+	return owned, away, nil
 }
 
-const resolve = "`godwit migration resolve`"
+// MayCome says whether a guest may come under this name that another host owns in an
+// epoch. One that this host gave away comes back in a later epoch than that, or it is
+// another guest, or an old copy: were it taken, nobody could start it here, nor ask what
+// became of the one that left. The error wraps ErrHandedOver or ErrInDoubt.
+func (j *Journal) MayCome(vm string, epoch uint64) error {
+	found, err := j.of(vm)
+	if err != nil {
+		return err
+	}
+	_, away, err := turns(found)
+	if err == nil && away.Epoch >= epoch {
+		err = fmt.Errorf("the guest that comes, in epoch %d, is another or older one than the guest of this name that left here in epoch %d: have it come under another name (godwit receive --name), or: %w", epoch, away.Epoch, elsewhere(away))
+	}
+	return err
+}
+
+// resolve is the command about a guest that a user is told.
+func resolve(vm, flags string) string { return "`godwit migration resolve " + vm + flags + "`" }
 
 func damaged(f Found) error {
-	return fmt.Errorf("guest %s: %w: %w; find out where it runs, and remove the record with %s", f.VM, ErrInDoubt, f.Err, resolve)
+	return fmt.Errorf("guest %s: %w: %w; find out where it runs, and remove the record with %s", f.VM, ErrInDoubt, f.Err, resolve(f.VM, " --forget"))
 }
 
 func elsewhere(r Record) error {
-	why, todo := ErrHandedOver, "look for it there; if this is another guest of the same name, remove the record with "+resolve
+	why, todo := ErrHandedOver, "look for it there; if this is another guest of the same name, remove the record with "+resolve(r.VM, " --forget")
 	if r.State == StateReleased {
-		why, todo = ErrInDoubt, "it is decided when both hosts are up and reach each other; else make sure that the other cannot run it, and use "+resolve
+		why, todo = ErrInDoubt, "ask the other host with "+resolve(r.VM, "")+"; if it can never run it any more, say "+resolve(r.VM, ` --run-here --fenced "why it cannot"`)
 	}
 	return fmt.Errorf("guest %s: %w: %s at %s, migration %s, state %s; %s",
 		r.VM, why, orUnknown(r.Peer), r.Time.Format(time.RFC3339), r.ID, r.State, todo)
@@ -165,61 +208,4 @@ func newestEpochs(all []Found) map[string]uint64 {
 // let the guest go, and got it again, need not ask any more who took it.
 func (r Record) done(newest map[string]uint64) bool {
 	return r.Settled || r.Role == RoleSource && r.Epoch < newest[r.VM]
-}
-
-// Prune removes what no longer says anything of a guest: records that are done and that a
-// newer epoch has overtaken, and what writes that were cut off have left. Records in use
-// stay.
-func (j *Journal) Prune(vm string) error {
-	found, err := j.of(vm)
-	if err != nil {
-		return err
-	}
-	newest := newestEpochs(found)
-	var errs []error
-	for _, f := range found {
-		if f.Err == nil && f.Record.done(newest) && f.Record.Epoch < newest[vm] {
-			errs = append(errs, j.prune(f.Key))
-		}
-	}
-	return errors.Join(append(errs, j.removeTorn(vm))...)
-}
-
-func (j *Journal) prune(k Key) error {
-	s, err := j.Acquire(k)
-	if errors.Is(err, ErrBusy) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return errors.Join(s.Remove(), s.Close())
-}
-
-// removeTorn removes the temporary files of records that nobody is writing.
-func (j *Journal) removeTorn(vm string) error {
-	files, err := names(j.dir)
-	if err != nil {
-		return fmt.Errorf("migration journal: %w", err)
-	}
-	var errs []error
-	for _, file := range files {
-		hidden, dot := strings.CutPrefix(file, ".")
-		base, _, found := strings.Cut(hidden, suffix+".")
-		k, ok := parseKey(base + suffix)
-		if !dot || !found || !ok || k.VM != vm {
-			continue
-		}
-		s, err := j.Acquire(k)
-		if errors.Is(err, ErrBusy) {
-			continue
-		}
-		if err == nil {
-			err = errors.Join(os.Remove(filepath.Join(j.dir, file)), s.Close())
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
 }

@@ -99,6 +99,7 @@ func (w world) changesOf(s side) []change {
 	}
 	if !h.up {
 		add("starts again", func(w *world, m machine) error { _, err := w.restart(s); return err })
+		add("has its record pruned", func(w *world, m machine) error { w.prune(m, s); return nil })
 		return all
 	}
 	for r := range record(len(entries[src])) {
@@ -233,6 +234,15 @@ func (w *world) restart(s side) ([]Verb, error) {
 	return w.do(s, actions)
 }
 
+// prune removes the record of a side without a process, if it is one that is removed.
+func (w *world) prune(m machine, s side) {
+	for r := owner; int(r) < len(entries[s]); r++ {
+		if w.hosts[s].disk == 1<<r && m.prunes(entries[s][r]) {
+			w.hosts[s].disk = 1 << nothing
+		}
+	}
+}
+
 // canMove says that a side can take the next step of the migration by itself.
 func (w world) canMove(s side) bool {
 	if s == src {
@@ -252,7 +262,8 @@ func (w *world) moveOn(m machine, s side) ([]Verb, error) {
 
 // TestWalk walks through every interleaving of messages lost, repeated, late and
 // reordered, errors of the journal, refused locks, timers at any moment, lost links,
-// cancels, orders by force, and any number of crashes on both sides.
+// cancels, orders by force, records that are pruned, and any number of crashes on both
+// sides.
 func TestWalk(t *testing.T) {
 	ends := make(map[string]int)
 	n, err := walk(genuine, func(w world) error {

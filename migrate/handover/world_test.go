@@ -162,9 +162,11 @@ type machine struct {
 	name        string
 	source      func(Source, Event) (Source, []Action)
 	destination func(Destination, Event) (Destination, []Action)
+	// prunes says whether a record is removed that no process uses.
+	prunes func(Entry) bool
 }
 
-var genuine = machine{name: "genuine", source: Source.Step, destination: Destination.Step}
+var genuine = machine{name: "genuine", source: Source.Step, destination: Destination.Step, prunes: Entry.needless}
 
 // step lets an event happen on a side, and all that follows at once. It returns what is
 // said, and the error says which promise is broken.

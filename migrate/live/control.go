@@ -157,6 +157,10 @@ type Offer struct {
 	Time time.Time `json:"time"`
 	// Connections is how many data connections there will be.
 	Connections int `json:"connections"`
+	// PostCopy says that the guest may run there before all of its memory has come.
+	PostCopy bool `json:"post_copy,omitempty"`
+	// Disks are those that come with the guest.
+	Disks []OfferedDisk `json:"disks,omitempty"`
 	// Guest describes the guest to the other side's Incoming.
 	Guest json.RawMessage `json:"guest"`
 }
@@ -173,7 +177,7 @@ func (o *Offer) check() error {
 	case o.Epoch == 0 || o.Epoch > 1<<62:
 		return fmt.Errorf("epoch %d: want 1 to 2^62", o.Epoch)
 	}
-	return nil
+	return checkDisks(o.Disks)
 }
 
 // Answer is what a destination says to an Offer.
@@ -182,6 +186,9 @@ type Answer struct {
 	Reasons []string `json:"reasons,omitempty"`
 	// Host is the destination's name, for people.
 	Host string `json:"host,omitempty"`
+	// Leftover says of each of the offer's disks whether parts of it may be there, from
+	// a migration that failed.
+	Leftover []bool `json:"leftover,omitempty"`
 }
 
 // Times are what the destination's part of the downtime was spent with.

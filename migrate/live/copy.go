@@ -18,26 +18,38 @@ const progressTime = 250 * time.Millisecond
 // copy sends the guest's memory in rounds, pauses the guest, and sends the rest and the
 // state.
 func (s *source) copy(ctx context.Context) error {
+	longer := ctx // the rest of the memory goes on when this has returned
+	ctx, end := s.mirrors.start(ctx)
+	defer end()
 	stop := context.AfterFunc(ctx, func() { _ = s.sender.Close() })
 	defer stop()
+	if err := s.copyDisks(ctx); err != nil {
+		return err
+	}
 	mem := s.guest.Memory()
 	dirty := make([]uint64, (mem.Size()/memory.PageSize+63)/64)
 	if err := s.firstRound(dirty); err != nil {
 		return err
 	}
 	s.tell(func(p *Progress) { p.Phase = PhaseCopy })
-	o := stream.Observation{StateBytes: 64 << 10}
+	var o stream.Observation
 	for {
 		o.Round++
 		if err := s.round(ctx, dirty, &o); err != nil {
 			return orCause(ctx, err)
 		}
+		o.StateBytes = stateSize + s.mirrors.remaining()
 		d := stream.Converge(o, s.Policy)
 		s.tell(func(p *Progress) {
 			p.Round, p.Remaining, p.DirtyRate, p.Predicted = o.Round, o.Dirty, uint64(o.DirtyRate), d.Downtime
 		})
 		switch d.Action {
 		case stream.Continue:
+			if s.mirrors.remaining() > o.Dirty {
+				if err := s.mirrors.catchUp(ctx); err != nil {
+					return err
+				}
+			}
 		case stream.RaiseThrottle:
 			o.Throttle = d.Throttle
 			s.report.Throttle = max(s.report.Throttle, d.Throttle)
@@ -45,10 +57,34 @@ func (s *source) copy(ctx context.Context) error {
 			s.tell(func(p *Progress) { p.Throttle = d.Throttle })
 		case stream.GiveUp:
 			return fmt.Errorf("the guest's memory does not get copied fast enough: %s", d.Reason)
+		case stream.PostCopy:
+			return orCause(ctx, s.leave(ctx, longer, dirty))
 		default:
-			return orCause(ctx, s.last(ctx, dirty))
+			return orCause(ctx, s.last(ctx, dirty, func() error {
+				if err := migrate.EachRun(ctx, s.guest.Memory(), dirty, s.sender.WritePages); err != nil {
+					return err
+				}
+				return s.finishMemory(ctx)
+			}))
 		}
 	}
+}
+
+// stateSize is about what is sent of the guest that is neither memory nor disk, in bytes.
+const stateSize = 64 << 10
+
+// copyDisks copies the disks that move with the guest, but for what it goes on writing.
+func (s *source) copyDisks(ctx context.Context) error {
+	if len(s.mirrors.list) == 0 {
+		return nil
+	}
+	s.tell(func(p *Progress) { p.Phase = PhaseCopy })
+	last, at := s.mirrors.stats().Wire, time.Now()
+	return s.mirrors.settle(ctx, func() {
+		wire, now := s.mirrors.stats().Wire, time.Now()
+		s.tell(func(p *Progress) { p.Rate = uint64(float64(wire-last) / now.Sub(at).Seconds()) })
+		last, at = wire, now
+	})
 }
 
 // firstRound finds the pages that are there.
@@ -129,16 +165,21 @@ func (s *source) tick(done <-chan struct{}, bytes uint64) {
 	}
 }
 
-// finishMemory waits until the last page has come. The paused guest does not wait longer
-// for a link that is silent than for READY.
+// finishMemory waits until the last page has come, and the last block of a disk. The
+// paused guest does not wait longer for a link that is silent than for READY.
 func (s *source) finishMemory(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, s.Waits.Ready, errors.New("the destination did not take the last pages in time"))
+	ctx, cancel := context.WithTimeoutCause(ctx, s.Waits.Ready, errors.New("the destination did not take the last pages and blocks in time"))
 	defer cancel()
-	return orCause(ctx, s.sender.Finish(ctx))
+	err := s.sender.Finish(ctx)
+	if err == nil {
+		err = s.mirrors.finish(ctx)
+	}
+	return orCause(ctx, err)
 }
 
-// last pauses the guest and sends what is left.
-func (s *source) last(ctx context.Context, dirty []uint64) error {
+// last pauses the guest, and sends its state after send has returned, which deals with
+// the pages that are left.
+func (s *source) last(ctx context.Context, dirty []uint64, send func() error) error {
 	d := &s.report.Downtime
 	s.guest.Throttle(0)
 	s.tell(func(p *Progress) { p.Phase = PhaseStop })
@@ -146,6 +187,7 @@ func (s *source) last(ctx context.Context, dirty []uint64) error {
 	s.guest.Pause()
 	s.paused = true
 	d.Pause = time.Since(s.pausedAt)
+	d.DiskRest = s.mirrors.finishLater()
 	if err := s.guest.FetchDirty(dirty); err != nil {
 		return err
 	}
@@ -160,12 +202,7 @@ func (s *source) last(ctx context.Context, dirty []uint64) error {
 		state, err := s.guest.Save()
 		saving <- saved{state, err}
 	}()
-	err := s.Trace.around(OpMemory, "last", func() error {
-		if err := migrate.EachRun(ctx, s.guest.Memory(), dirty, s.sender.WritePages); err != nil {
-			return err
-		}
-		return s.finishMemory(ctx)
-	})
+	err := s.Trace.around(OpMemory, "last", send)
 	sent := time.Now()
 	d.LastRound = sent.Sub(s.pausedAt) - d.Pause
 	state := <-saving
@@ -178,10 +215,9 @@ func (s *source) last(ctx context.Context, dirty []uint64) error {
 	}
 	stats := s.sender.Stats()
 	s.report.Bytes, s.report.Zero, s.report.Wire = stats.Pages, stats.Zero, stats.Wire
+	s.report.Disks = s.mirrors.stats()
 	// Before the state, which READY may follow at once.
 	s.driver.postUnless(ctx.Done(), handover.Event{Kind: handover.StateSent})
-	// A destination that does not read must not keep the guest from running on.
-	defer context.AfterFunc(ctx, func() { _ = s.control.conn.Close() })()
 	if err := s.control.send(frameState, state.state); err != nil {
 		return fmt.Errorf("send the state: %w", err)
 	}

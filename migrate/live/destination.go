@@ -21,6 +21,16 @@ type Incoming interface {
 	// could fail later, and its error, which may be several joined ones, has all
 	// reasons why the guest cannot come.
 	Prepare(offer Offer) (*memory.Guest, error)
+	// Disks are where the offer's disks go to, after Prepare. They are not used any more
+	// when Load is called, nor when Destroy is.
+	Disks() []IncomingDisk
+	// Paged is called before Load if not all of the memory will have come then. The
+	// guest calls end when it has ended, before it waits for its processors and devices,
+	// which may wait for memory; it may be called twice.
+	Paged(end func())
+	// Missing is told, from any goroutine, why the guest that runs does not get memory
+	// that it may wait for: for now, or, if lost, for good. Then it is to end.
+	Missing(why error, lost bool)
 	// Load puts the machine, whose memory has come, into a state.
 	Load(state []byte) error
 	// TakeLocks and DropLocks are about the disks.
@@ -43,18 +53,24 @@ type destination struct {
 	in       Incoming
 	offer    Offer
 	acceptor stream.Acceptor
+	// source is the certificate that the source has shown, see shown.
+	source   string
 	driver   *driver
 	machine  handover.Destination
 	receiver *stream.Receiver
+	// paging is nil unless the guest may run before its memory is there.
+	paging *paging
+	disks  incomingDisks
 	// memory ends when no more memory is taken.
-	memory context.Context
-	there  Times
+	memory  context.Context
+	silence silence
+	there   Times
 	// told is set when the source was sent the times.
 	told bool
 
 	mu sync.Mutex
-	// data counts the connections for memory that have come; served those whose memory
-	// is complete, and broken is what went wrong with one.
+	// data counts the connections for memory that have come; served those whose memory,
+	// or disk, is complete, and broken is what went wrong with one.
 	data, served int
 	broken       error
 	changed      sync.Cond
@@ -74,8 +90,19 @@ type destination struct {
 // ended, or ctx.
 func (d *destination) run(ctx context.Context, c *control) error {
 	mem, err := d.in.Prepare(d.offer)
+	// With all the other reasons, if there are some.
+	err = errors.Join(err, d.server.Journal.MayCome(d.in.Name(), d.offer.Epoch))
 	if err == nil {
 		d.receiver, err = stream.NewReceiver(mem, stream.ReceiverOptions{})
+	}
+	if err == nil && d.offer.PostCopy {
+		if err = checkPaging(mem); err == nil {
+			d.paging = newPaging(ctx, d, mem)
+			defer d.paging.hangUp(errPagingOver)
+		}
+	}
+	if err == nil {
+		d.disks, err = newIncomingDisks(d.offer.Disks, d.in.Disks())
 	}
 	var slot *handover.Slot
 	if err == nil {
@@ -104,12 +131,14 @@ func (d *destination) run(ctx context.Context, c *control) error {
 	serving, d.stopServing = context.WithCancel(ctx)
 	defer d.stopServing()
 	d.memory = serving
+	d.silence.begin(d.server.Waits)
 	d.server.ready(d)
 	d.driver.attach(c)
-	if err := c.sendJSON(frameAnswer, Answer{Host: d.server.Host}); err != nil {
+	if err := c.sendJSON(frameAnswer, Answer{Host: d.server.Host, Leftover: d.disks.leftover()}); err != nil {
 		_ = c.conn.Close() // which hear finds out
 	}
 	go d.hear(c)
+	go d.silence.watch(serving, d.driver.post)
 	go func() {
 		select {
 		case <-d.in.Died():
@@ -119,6 +148,9 @@ func (d *destination) run(ctx context.Context, c *control) error {
 	}()
 	err = d.driver.run(ctx, nil)
 	d.driver.attach(nil)
+	if d.machine.MayRun() {
+		d.paging.wait(ctx)
+	}
 	if err != nil && !d.machine.MayRun() {
 		// A source that asks will hear from the next process that it is refused.
 		d.destroy()
@@ -141,6 +173,7 @@ func (d *destination) destroy() {
 	d.changed.Broadcast()
 	d.stopServing()
 	d.serving.Wait()
+	d.paging.end() // whom Load may wait for
 	d.loading.Lock()
 	defer d.loading.Unlock()
 	d.gone = true
@@ -149,14 +182,16 @@ func (d *destination) destroy() {
 
 // reasons takes a joined error apart.
 func reasons(err error) []string {
-	if many, ok := err.(interface{ Unwrap() []error }); ok {
-		var all []string
-		for _, e := range many.Unwrap() {
-			all = append(all, reasons(e)...)
-		}
-		return all
+	many, ok := err.(interface{ Unwrap() []error })
+	// An error that wraps two others has words of its own around them.
+	if !ok || err.Error() != errors.Join(many.Unwrap()...).Error() {
+		return []string{err.Error()}
 	}
-	return []string{err.Error()}
+	var all []string
+	for _, e := range many.Unwrap() {
+		all = append(all, reasons(e)...)
+	}
+	return all
 }
 
 // hear listens to the source.
@@ -169,7 +204,7 @@ func (d *destination) hear(c *control) {
 
 // again takes another control connection of the source.
 func (d *destination) again(conn net.Conn) {
-	c := newControl(conn, d.server.Trace)
+	c := newControl(&heard{conn, &d.silence}, d.server.Trace)
 	d.driver.attach(c)
 	select {
 	case <-d.driver.over:
@@ -203,29 +238,35 @@ func (d *destination) takeState(state []byte) error {
 	return nil
 }
 
-// load waits for the last page, and loads the state.
+// load waits for the last page, and block of a disk, and loads the state.
 func (d *destination) load(state []byte) error {
-	d.mu.Lock()
-	for d.served < d.offer.Connections && d.broken == nil && !d.closing {
-		d.changed.Wait()
-	}
-	err := d.broken
-	d.mu.Unlock()
-	if err != nil {
+	if err := d.awaitMemory(); err != nil {
 		return err
 	}
+	d.silence.end()
 	d.loading.Lock()
 	defer d.loading.Unlock()
 	if d.gone {
 		return errors.New("the migration was called off")
 	}
 	began := time.Now()
-	err = d.in.Load(state)
+	err := d.in.Load(state)
 	d.there.Load = time.Since(began)
 	return err
 }
 
-// serve takes memory from a connection, until the source has sent all.
+// awaitMemory waits for the last page, and block of a disk, that is to come before the
+// state.
+func (d *destination) awaitMemory() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for d.served < d.offer.Connections+len(d.disks) && d.broken == nil && !d.closing {
+		d.changed.Wait()
+	}
+	return d.broken
+}
+
+// serve takes memory, or a disk, from a connection, until the source has sent all.
 func (d *destination) serve(ctx context.Context, conn net.Conn, p stream.Preamble, in func()) {
 	ready, err := d.acceptor.Accept(ctx, conn, p)
 	in()
@@ -233,17 +274,11 @@ func (d *destination) serve(ctx context.Context, conn net.Conn, p stream.Preambl
 		return // the source knows; who did not get in is not the source
 	}
 	defer ready.Close()
-	d.mu.Lock()
-	d.data++
-	superfluous := d.data > d.offer.Connections || d.closing
-	if !superfluous {
-		d.serving.Add(1)
-	}
-	d.mu.Unlock()
-	if superfluous {
+	take := d.admit(p)
+	if take == nil {
 		return
 	}
-	err = d.receiver.Serve(d.memory, ready)
+	err = take(d.memory, &heard{ready, &d.silence})
 	d.serving.Done()
 	d.mu.Lock()
 	if err == nil {
@@ -258,6 +293,29 @@ func (d *destination) serve(ctx context.Context, conn net.Conn, p stream.Preambl
 	}
 }
 
+// admit says what takes what comes on a connection: nil if nothing is to come there. Who
+// takes it tells serving when it has.
+func (d *destination) admit(p stream.Preamble) func(context.Context, net.Conn) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closing {
+		return nil
+	}
+	if p.Channel == stream.Disk {
+		disk := d.disks.next(p.Index)
+		if disk == nil {
+			return nil
+		}
+		d.serving.Add(1)
+		return disk.Serve
+	}
+	if d.data++; d.data > d.offer.Connections {
+		return nil
+	}
+	d.serving.Add(1)
+	return d.receiver.Serve
+}
+
 // takeLocks is the driver's, and start, too: they note how long they took.
 func (d *destination) takeLocks() error {
 	began := time.Now()
@@ -270,6 +328,9 @@ func (d *destination) start() error {
 	began := time.Now()
 	err := d.in.Run()
 	d.there.Run, d.there.Journal = time.Since(began), d.driver.wrote
+	if err == nil {
+		d.paging.start()
+	}
 	if d.told {
 		return err
 	}

@@ -16,10 +16,13 @@ type Waits struct {
 	// Again is how long it takes until something is said or tried again, the first
 	// time; it doubles up to AgainMost.
 	Again, AgainMost time.Duration
+	// Silence is how long a source may send nothing until its guest is complete; 0 is
+	// that of DefaultWaits.
+	Silence time.Duration
 }
 
 // DefaultWaits are for networks between hosts.
-var DefaultWaits = Waits{Ready: 20 * time.Second, Commit: 30 * time.Second, Again: 200 * time.Millisecond, AgainMost: 5 * time.Second}
+var DefaultWaits = Waits{Ready: 20 * time.Second, Commit: 30 * time.Second, Again: 200 * time.Millisecond, AgainMost: 5 * time.Second, Silence: time.Minute}
 
 // part is what a driver does for one side of a handover. They are called one at a time,
 // by the goroutine that calls run.

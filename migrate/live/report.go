@@ -1,6 +1,10 @@
 package live
 
-import "time"
+import (
+	"time"
+
+	"github.com/godwit-vmm/godwit/migrate/stream"
+)
 
 // Phase is how far a migration has come.
 type Phase string
@@ -15,12 +19,14 @@ const (
 	// this host knows of.
 	PhaseInDoubt Phase = "in-doubt"
 	PhaseStuck   Phase = "stuck"
-	PhaseDone    Phase = "done"
+	// PhasePostCopy: the guest runs there, and the rest of its memory follows.
+	PhasePostCopy Phase = "post-copy"
+	PhaseDone     Phase = "done"
 )
 
 // LetGo says that the source has given the guest away, and cannot take it back by itself.
 func (p Phase) LetGo() bool {
-	return p == PhaseHandover || p == PhaseInDoubt || p == PhaseStuck || p == PhaseDone
+	return p == PhaseHandover || p == PhaseInDoubt || p == PhaseStuck || p == PhasePostCopy || p == PhaseDone
 }
 
 // Progress is how a migration stands.
@@ -30,6 +36,9 @@ type Progress struct {
 	// Sent is what has been copied, Remaining what is known to be left, in bytes.
 	Sent      uint64 `json:"sent_bytes"`
 	Remaining uint64 `json:"remaining_bytes"`
+	// DiskSent and DiskRemaining are those of disks that move with the guest.
+	DiskSent      uint64 `json:"disk_sent_bytes,omitempty"`
+	DiskRemaining uint64 `json:"disk_remaining_bytes,omitempty"`
 	// Rate and DirtyRate are in bytes a second, of the last second or round.
 	Rate      uint64 `json:"rate"`
 	DirtyRate uint64 `json:"dirty_rate"`
@@ -52,10 +61,14 @@ type Report struct {
 	Bytes uint64 `json:"bytes"`
 	Zero  uint64 `json:"zero_bytes"`
 	Wire  uint64 `json:"wire_bytes"`
+	// Disks has the bytes of disks that moved with the guest.
+	Disks stream.DiskStats `json:"disks,omitzero"`
 	// Downtime is from the pause to the word that the guest runs there.
 	Downtime Downtime `json:"downtime"`
 	// Throttle is the most that the processors were slowed down, in percent.
 	Throttle int `json:"throttle_percent,omitempty"`
+	// PostCopy is set if memory came after the handover.
+	PostCopy *PostCopyReport `json:"post_copy,omitempty"`
 }
 
 // Downtime is what the time was spent with that the guest stood still.
@@ -73,4 +86,6 @@ type Downtime struct {
 	There Times `json:"there"`
 	// Rest is what memory had to be sent in the last round, in bytes.
 	Rest uint64 `json:"rest_bytes"`
+	// DiskRest is what of disks had to be sent then, in bytes.
+	DiskRest uint64 `json:"disk_rest_bytes,omitempty"`
 }

@@ -122,8 +122,14 @@ func (s *Server) take(ctx context.Context, conn net.Conn, p stream.Preamble, in 
 	case d == nil && p.Channel != stream.Control:
 		stream.Refuse(conn, fmt.Sprintf("migration %s is not known here: start it again from the source", id))
 		_ = conn.Close()
-	case p.Channel == stream.Data:
+	case p.Channel == stream.Data, p.Channel == stream.Disk:
 		d.serve(ctx, conn, p, in)
+	case p.Channel == stream.Urgent && d.paging != nil:
+		ready, err := d.acceptor.Accept(ctx, conn, p)
+		in()
+		if err == nil {
+			d.paging.serve(ready, p.Index)
+		}
 	case p.Channel == stream.Control:
 		// Each has a token of its own: the source may have been started again.
 		a := &stream.Acceptor{ID: p.ID, TLS: s.TLS}
@@ -138,9 +144,14 @@ func (s *Server) take(ctx context.Context, conn net.Conn, p stream.Preamble, in 
 		}
 		if a != &d.acceptor {
 			in()
+			if shown(ready) != d.source {
+				_ = ready.Close()
+				return
+			}
 			d.again(ready)
 			return
 		}
+		d.source = shown(ready)
 		s.begin(ctx, d, id, ready, in)
 	default:
 		stream.Refuse(conn, "this destination has no use for such a connection")
@@ -174,7 +185,7 @@ func (s *Server) forget(d *destination) {
 
 // begin finds out what a source wants that has no migration here, and does it.
 func (s *Server) begin(ctx context.Context, d *destination, id handover.ID, conn net.Conn, in func()) {
-	c := newControl(conn, s.Trace)
+	c := newControl(&heard{conn, &d.silence}, s.Trace)
 	defer c.conn.Close()
 	if err := c.conn.SetReadDeadline(time.Now().Add(offerTime)); err != nil {
 		return
@@ -217,77 +228,7 @@ func (s *Server) receive(ctx context.Context, d *destination, c *control, body [
 		return errors.Join(err, c.sendJSON(frameAnswer, Answer{Host: s.Host, Reasons: reasons(err)}))
 	}
 	defer s.forget(d)
-	return d.run(ctx, c)
+	err = d.run(ctx, c)
+	s.tidy(d.machine.State())
+	return err
 }
-
-// answer speaks for a migration whose process is gone, as its record tells, or refuses one
-// that nothing is known of (rule 4 of package handover).
-func (s *Server) answer(ctx context.Context, c *control, m handover.Message) {
-	slot, d, first, err := s.recall(m)
-	if err != nil {
-		return // another process has it, which the source finds sooner or later
-	}
-	defer slot.Close()
-	nothing := func() error { return nil }
-	heard := false
-	driver := newDriver(part{
-		step: func(e handover.Event) (actions []handover.Action) {
-			heard = heard || e.Kind == handover.Received
-			d, actions = d.Step(e)
-			return actions
-		},
-		// One that had ended before answers, too.
-		final: func() bool { return heard && d.Final() }, slot: slot, trace: s.Trace,
-		takeLocks: nothing, dropLocks: nothing, run: func() error { return errors.New("its process has ended") },
-		resume: func() {}, destroy: func() {}, report: func(handover.Phase, string) {},
-	}, s.Waits)
-	if err := c.conn.SetReadDeadline(time.Time{}); err != nil {
-		return
-	}
-	driver.attach(c)
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	go func() {
-		defer stop()
-		driver.post(handover.Event{Kind: handover.Received, Message: m})
-		_ = driver.listen(c, frameHandover, nil)
-	}()
-	// It ends with the acknowledgement, or the connection: the source asks again.
-	_ = driver.run(ctx, first)
-	driver.attach(nil)
-}
-
-// recall finds what is known of a migration.
-func (s *Server) recall(m handover.Message) (*handover.Slot, handover.Destination, []handover.Action, error) {
-	var none handover.Destination
-	all, err := s.Journal.List()
-	if err != nil {
-		return nil, none, nil, err
-	}
-	key := handover.Key{VM: unknownGuest, Role: handover.RoleDestination, ID: m.ID}
-	for _, f := range all {
-		if f.ID == m.ID && f.Role == handover.RoleDestination {
-			key = f.Key
-		}
-	}
-	slot, err := s.Journal.Acquire(key)
-	if err != nil {
-		return nil, none, nil, err
-	}
-	if key.VM == unknownGuest {
-		d, first := handover.UnknownDestination(m.ID, m.Epoch)
-		return slot, d, first, nil
-	}
-	r, err := slot.Load()
-	if err == nil {
-		var d handover.Destination
-		var first []handover.Action
-		if d, first, err = handover.RestoreDestination(r); err == nil {
-			return slot, d, first, nil
-		}
-	}
-	return nil, none, nil, errors.Join(err, slot.Close())
-}
-
-// unknownGuest is the name in records of migrations of which nothing is known.
-const unknownGuest = "unknown"

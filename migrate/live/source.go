@@ -35,7 +35,7 @@ type Guest interface {
 
 // SourceOptions say how a guest moves, and where to.
 type SourceOptions struct {
-	// Offer is the guest; the version, ID and number of connections are filled in.
+	// Offer is the guest; the version, ID, number of connections and disks are filled in.
 	Offer Offer
 	// Addr is where the destination listens: HOST:PORT or unix:PATH.
 	Addr string
@@ -44,8 +44,10 @@ type SourceOptions struct {
 	// Connections for memory; 0 is DefaultConnections.
 	Connections int
 	Compress    stream.Compression
-	// Limit bounds the memory stream; nil does not.
+	// Limit bounds what memory and disks are sent with; nil does not.
 	Limit *stream.Limiter
+	// Disks move with the guest, at most MaxDisks.
+	Disks []Disk
 	// Policy says when the guest is paused for what is left, and what is done if that
 	// does not get little enough.
 	Policy stream.Policy
@@ -74,6 +76,8 @@ const (
 	// destination again.
 	redialFirst = 100 * time.Millisecond
 	redialMost  = 2 * time.Second
+	// stopTime is how long the copying may take to end by itself.
+	stopTime = time.Second
 )
 
 // Errors of Migrate.
@@ -106,6 +110,7 @@ type source struct {
 	dialer  *stream.Dialer
 	control *control
 	sender  *stream.Sender
+	mirrors mirrors
 	driver  *driver
 	machine handover.Source
 
@@ -118,6 +123,9 @@ type source struct {
 	copyErr  error
 	pausedAt time.Time
 	report   Report
+
+	// rest is the memory that is sent after the handover, nil if none is.
+	rest *rest
 
 	// why is what the machine has said about its end.
 	why string
@@ -133,8 +141,8 @@ type source struct {
 // Migrate moves a guest. When ctx ends before the guest has been let go, it is called
 // off; life ends with the process, also while the guest is in doubt (ErrInDoubt).
 //
-// Without an error the guest is the destination's, and destroyed here. With ErrInDoubt it
-// is destroyed or stands still. After any other error it runs here, as before, but for
+// Without an error the guest is the destination's, and destroyed here; with ErrLost, too.
+// With ErrInDoubt it is destroyed or stands still. After any other error it runs here, as before, but for
 // the dirty log, which is on.
 func Migrate(ctx, life context.Context, g Guest, o SourceOptions) (Report, error) {
 	if o.Connections == 0 {
@@ -144,6 +152,11 @@ func Migrate(ctx, life context.Context, g Guest, o SourceOptions) (Report, error
 		o.Waits = DefaultWaits
 	}
 	o.Offer.Version, o.Offer.Connections = Version, o.Connections
+	o.Offer.PostCopy = o.Policy.PostCopy != stream.PostCopyNever
+	var err error
+	if o.Offer.Disks, err = offerDisks(o.Disks); err != nil {
+		return Report{}, err
+	}
 	s := &source{SourceOptions: o, guest: g, began: time.Now(), copied: make(chan struct{})}
 	s.machine = handover.NewSource(o.Offer.ID, o.Offer.Epoch)
 	s.dialer = &stream.Dialer{Addr: o.Addr, ID: stream.ID(o.Offer.ID), TLS: o.TLS}
@@ -167,6 +180,7 @@ func (s *source) tell(change func(*Progress)) {
 	s.mu.Lock()
 	change(&s.progress)
 	s.progress.Elapsed = time.Since(s.began)
+	s.progress.DiskSent, s.progress.DiskRemaining = s.mirrors.progress()
 	p := s.progress
 	s.mu.Unlock()
 	if s.Progress != nil {
@@ -201,6 +215,12 @@ func (s *source) connect(ctx context.Context) error {
 		}
 		data = append(data, conn)
 	}
+	if err := s.connectDisks(ctx, answer); err != nil {
+		for _, c := range data {
+			err = errors.Join(err, c.Close())
+		}
+		return orCause(ctx, err)
+	}
 	s.sender = stream.NewSender(data, stream.SenderOptions{Compress: s.Compress, Limit: s.Limit, Stall: s.Waits.Ready})
 	if !stop() {
 		return context.Cause(ctx)
@@ -223,7 +243,7 @@ func (s *source) offer() (Answer, error) {
 	}
 	text, err := s.control.expect(frameAnswer, answerTime)
 	if err != nil {
-		return a, fmt.Errorf("no answer to the offer: %w", err)
+		return a, fmt.Errorf("no answer to the offer: %w: is it godwit receive that listens there, and has it not ended?", err)
 	}
 	if err := json.Unmarshal(text, &a); err != nil {
 		return a, fmt.Errorf("answer to the offer: %w", err)
@@ -237,6 +257,7 @@ func (s *source) hangUp() error {
 		// What goes wrong with connections that are not needed does not matter.
 		_ = s.sender.Close()
 	}
+	s.mirrors.close()
 	if s.driver != nil {
 		s.driver.attach(nil)
 	} else if s.control != nil {
@@ -277,6 +298,7 @@ func (s *source) handOver(ctx, life context.Context, slot *handover.Slot) error 
 	})()
 	if err := s.driver.run(life, nil); err != nil {
 		s.stopCopying()
+		s.stopRest()
 		if s.machine.MayRun() {
 			return err
 		}
@@ -304,8 +326,9 @@ func (s *source) outcome(ctx context.Context) error {
 	switch s.machine.State() {
 	case handover.SourceGone:
 		<-s.copied
+		err := s.finishRest()
 		s.finish()
-		return nil
+		return err
 	case handover.SourceOwner:
 		return fmt.Errorf("%w, which goes on here: %s", ErrTakenBack, s.why)
 	}
@@ -350,12 +373,21 @@ var errStopped = errors.New("the migration was called off")
 
 func (s *source) stopCopying() {
 	s.cancelCopy(errStopped) // what waits for the peer does not any more
+	select {
+	case <-s.copied:
+		return
+	case <-time.After(stopTime):
+	}
+	// It sends the state to a destination that does not read: the guest does not wait
+	// for that.
+	_ = s.control.conn.Close()
 	<-s.copied
 }
 
 // resume lets the guest run on.
 func (s *source) resume() {
 	s.stopCopying()
+	s.stopRest()
 	s.guest.Throttle(0)
 	if s.paused {
 		s.paused = false

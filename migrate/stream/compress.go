@@ -148,15 +148,24 @@ func (c *intake) readPacked(h header) error {
 	return nil
 }
 
-// startZip makes what compressed frames need. It bounds what they unpack to.
+// startZip makes what compressed frames need.
 func (c *intake) startZip() error {
-	zip, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-		zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderMaxMemory(maxPayload), zstd.WithDecoderMaxWindow(maxPayload))
+	zip, err := newDecoder()
 	if err != nil {
-		return fmt.Errorf("uncompress guest memory: %w", err)
+		return err
 	}
 	c.zip, c.packed, c.unpacked = zip, make([]byte, maxPayload), make([]byte, 0, maxPayload)
 	return nil
+}
+
+// newDecoder makes what unpacks compressed frames, and bounds what they unpack to.
+func newDecoder() (*zstd.Decoder, error) {
+	zip, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderMaxMemory(maxPayload), zstd.WithDecoderMaxWindow(maxPayload))
+	if err != nil {
+		return nil, fmt.Errorf("uncompress what comes: %w", err)
+	}
+	return zip, nil
 }
 
 // close frees what the connection had.

@@ -9,6 +9,8 @@ import (
 	"net"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Token is what binds the connections of a migration together.
@@ -42,9 +44,12 @@ func (d *Dialer) Data(ctx context.Context, channel Channel, index int) (net.Conn
 }
 
 func (d *Dialer) dial(ctx context.Context, p Preamble) (net.Conn, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, SetUpTime, fmt.Errorf("no answer within %v", SetUpTime))
+	ctx, cancel := context.WithTimeoutCause(ctx, SetUpTime, fmt.Errorf("no answer within %v: is it godwit receive that listens there?", SetUpTime))
 	defer cancel()
 	conn, err := dialAddr(ctx, d.Addr)
+	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT) {
+		err = fmt.Errorf("%w: does godwit receive listen there?", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("migrate to %s: %w", d.Addr, causeOf(ctx, err))
 	}

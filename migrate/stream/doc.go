@@ -29,4 +29,23 @@
 //
 // A page always takes the same connection, found by a hash of its address. So what is
 // sent later arrives later, without any barrier between the rounds of a copy.
+//
+// # Post-copy
+//
+// A guest that runs at the destination before all of its memory is there has a Fetcher,
+// and its source, which does not run it any more, a Rest. They have two urgent channels:
+// on one the destination asks for pages that the guest waits for, on the other the source
+// sends all others. Each time that they are connected, which may be often, the source
+// sends its list of pages, and the destination answers with those that it has not got:
+//
+//	asked     -> LIST LIST ...   bitmap of the pages that were not sent before
+//	          <- LIST LIST ...   bitmap of those that are missing
+//	          <- WANT            a page that somebody waits for
+//	          -> PAGE or ZERO    it, unless it is on its way
+//	          <- DONE            all have come, or nobody needs them any more
+//	          -> FAIL            the source has lost them
+//	pushed    -> PAGE or ZERO    the missing pages, each once
+//	          -> BARR <- ACKN    which keep little of that on its way
+//
+// A LIST has the bits of the length bytes of memory from its offset on, as words of 64.
 package stream

@@ -73,6 +73,20 @@ func (l *Limiter) take(done <-chan struct{}, want int) int {
 	}
 }
 
+// spend counts n bytes that do not wait: those that are sent later do. A negative number
+// was taken and not sent.
+func (l *Limiter) spend(n int) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refill()
+	if l.rate > 0 {
+		l.credit -= float64(n)
+	}
+}
+
 // refill adds what time has brought.
 func (l *Limiter) refill() {
 	now := time.Now()

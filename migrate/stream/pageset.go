@@ -31,6 +31,22 @@ func (s pageSet) remove(first, n uint64) {
 	s.words(first, n, func(word *uint64, mask uint64) { atomic.AndUint64(word, ^mask) })
 }
 
+// take removes a page, and tells whether it was in the set: only one of those who take
+// it at the same time hears that.
+func (s pageSet) take(page uint64) bool {
+	mask := uint64(1) << (page % 64)
+	return atomic.AndUint64(&s[page/64], ^mask)&mask != 0
+}
+
+// count is the number of pages.
+func (s pageSet) count() uint64 {
+	n := 0
+	for i := range s {
+		n += bits.OnesCount64(atomic.LoadUint64(&s[i]))
+	}
+	return uint64(n)
+}
+
 // has tells whether all of the n pages from first are in the set.
 func (s pageSet) has(first, n uint64) bool {
 	all := true

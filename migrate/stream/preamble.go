@@ -48,11 +48,13 @@ func (id *ID) UnmarshalText(text []byte) error {
 type Channel uint8
 
 // The channels. Control is the first of a migration and there is one; Data carry
-// pages, each with an index; Urgent carries the pages that a guest waits for.
+// pages, each with an index; Urgent carries the pages that a guest waits for; Disk
+// carries the disk with its index.
 const (
 	Control Channel = 1 + iota
 	Data
 	Urgent
+	Disk
 )
 
 func (c Channel) String() string {
@@ -63,6 +65,8 @@ func (c Channel) String() string {
 		return "data channel"
 	case Urgent:
 		return "urgent channel"
+	case Disk:
+		return "disk channel"
 	}
 	return fmt.Sprintf("channel of kind %d", uint8(c))
 }
@@ -163,7 +167,7 @@ func parsePreamble(b *[preambleSize]byte) (Preamble, error) {
 	if got, want := checksum(b[:28]), binary.LittleEndian.Uint32(b[28:]); got != want {
 		return p, fmt.Errorf("preamble with checksum %#x, want %#x: %w", got, want, errCorrupt)
 	}
-	if p.Channel < Control || p.Channel > Urgent || b[25]&^(flagTLS|flagAgain) != 0 {
+	if p.Channel < Control || p.Channel > Disk || b[25]&^(flagTLS|flagAgain) != 0 {
 		return p, fmt.Errorf("preamble of a %v with flags %#x, which version %d does not have", p.Channel, b[25], Version)
 	}
 	return p, nil

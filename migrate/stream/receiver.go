@@ -97,9 +97,12 @@ type place struct {
 var errPlace = errors.New("not whole pages of this guest's memory")
 
 // find bounds what the source says.
-func (r *Receiver) find(offset, length uint64) (place, error) {
+func (r *Receiver) find(offset, length uint64) (place, error) { return find(r.mem, offset, length) }
+
+// find is the memory at an offset.
+func find(mem *memory.Guest, offset, length uint64) (place, error) {
 	if offset%memory.PageSize == 0 && length%memory.PageSize == 0 && length > 0 && length <= maxPayload {
-		for _, region := range r.mem.Regions() {
+		for _, region := range mem.Regions() {
 			at := offset - region.Offset
 			if offset >= region.Offset && at < region.Size && length <= region.Size-at {
 				return place{
@@ -109,7 +112,7 @@ func (r *Receiver) find(offset, length uint64) (place, error) {
 			}
 		}
 	}
-	return place{}, fmt.Errorf("%d bytes for %#x: %w, which has %d bytes", length, offset, errPlace, r.mem.Size())
+	return place{}, fmt.Errorf("%d bytes for %#x: %w, which has %d bytes", length, offset, errPlace, mem.Size())
 }
 
 // filled notes that pages were written.

@@ -21,6 +21,11 @@ const (
 	kindFinish  kind = 'F' | 'I'<<8 | 'N'<<16 | 'I'<<24
 	kindAck     kind = 'A' | 'C'<<8 | 'K'<<16 | 'N'<<24
 	kindFail    kind = 'F' | 'A'<<8 | 'I'<<16 | 'L'<<24
+
+	// Those of post-copy.
+	kindList kind = 'L' | 'I'<<8 | 'S'<<16 | 'T'<<24
+	kindWant kind = 'W' | 'A'<<8 | 'N'<<16 | 'T'<<24
+	kindDone kind = 'D' | 'O'<<8 | 'N'<<16 | 'E'<<24
 )
 
 func (k kind) String() string {

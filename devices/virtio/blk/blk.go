@@ -82,6 +82,9 @@ type Config struct {
 	// because another process's guest has them still. The device may be used
 	// after Activate.
 	Inactive bool `json:"-"`
+	// Interim is where the image is until Activate, which finds it at Path; "" is
+	// Path. It is for an image that comes from another host.
+	Interim string `json:"-"`
 	// Serial is the serial number, at most MaxSerial bytes of ASCII.
 	Serial string
 	// Queues is how many queues there are, each served by a thread; 0 is 1.
@@ -122,6 +125,8 @@ type Device struct {
 	// sectors is the capacity, writeback what the driver wants (§5.2.5).
 	sectors   atomic.Uint64
 	writeback atomic.Bool
+	// log is nil unless the disk is being copied; see mirror.go.
+	log atomic.Pointer[writeLog]
 	// failed is set when a queue turns out to be broken: the others are not
 	// served any more either.
 	failed atomic.Bool
@@ -156,7 +161,7 @@ func New(c Config) (_ *Device, err error) {
 	if d.limiter, err = limit.New(c.Limit, c.now); err != nil {
 		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
 	}
-	if d.image, err = openImage(c.Path, c.ReadOnly || c.overlaid(), c.Direct, c.Inactive); err != nil {
+	if d.image, err = openImage(&c); err != nil {
 		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
 	}
 	defer func() {

@@ -231,7 +231,7 @@ func TestWriteZeroes(t *testing.T) {
 // TestWriteZerosByHand tests what is done where the file system has no holes.
 func TestWriteZerosByHand(t *testing.T) {
 	path, contents := makeImage(t, 256<<10)
-	m, err := openImage(path, false, false, false)
+	m, err := openImage(&Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}

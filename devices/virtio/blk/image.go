@@ -39,7 +39,11 @@ func (g geometry) exponent() uint8 { return uint8(bits.Len32(g.physical/g.logica
 func (g geometry) minIO() uint16 { return uint16(min(g.physical/g.logical, 1<<16-1)) }
 
 // openImage opens the file, and locks it unless it is another one's for now.
-func openImage(path string, readOnly, direct, inactive bool) (_ *image, err error) {
+func openImage(c *Config) (_ *image, err error) {
+	path, readOnly := c.Path, c.ReadOnly || c.overlaid()
+	if c.Interim != "" {
+		path = c.Interim
+	}
 	var st unix.Stat_t
 	// Before it is opened, which with a FIFO or a tape might take long.
 	if err := unix.Stat(path, &st); err != nil {
@@ -62,10 +66,11 @@ func openImage(path string, readOnly, direct, inactive bool) (_ *image, err erro
 	if readOnly {
 		flags = unix.O_RDONLY | unix.O_CLOEXEC
 	}
-	if err := m.openBuffered(flags, inactive); err != nil {
+	if err := m.openBuffered(flags, c.Inactive); err != nil {
 		return nil, err
 	}
-	if !inactive {
+	m.path = c.Path
+	if !c.Inactive {
 		if err := m.lock(readOnly); err != nil {
 			return nil, err
 		}
@@ -73,7 +78,7 @@ func openImage(path string, readOnly, direct, inactive bool) (_ *image, err erro
 	if err := m.learnGeometry(); err != nil {
 		return nil, err
 	}
-	if direct {
+	if c.Direct {
 		return m, m.openDirect(flags)
 	}
 	return m, nil

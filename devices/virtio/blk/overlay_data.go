@@ -19,17 +19,23 @@ func (o *overlay) place(r *request) (m *image, offset uint64, n uint32) {
 	if r.work == workWrite {
 		return o.file, o.dataAt + r.offset, r.left()
 	}
-	c := clustersOf(span{offset: r.offset, length: uint64(r.left())})
+	m, offset, length := o.locate(r.offset, uint64(r.left()))
+	return m, offset, uint32(length)
+}
+
+// locate is that of Device.
+func (o *overlay) locate(offset, length uint64) (m *image, at, n uint64) {
+	c := clustersOf(span{offset: offset, length: length})
 	here := o.has(c.first)
 	next := c.first + 1
 	for next <= c.last && o.has(next) == here {
 		next++
 	}
-	n = uint32(min(uint64(r.left()), next*clusterSize-r.offset))
+	n = min(length, next*clusterSize-offset)
 	if here {
-		return o.file, o.dataAt + r.offset, n
+		return o.file, o.dataAt + offset, n
 	}
-	return o.base, r.offset, n
+	return o.base, offset, n
 }
 
 // run does the work of a request on the calling thread, however long it takes.

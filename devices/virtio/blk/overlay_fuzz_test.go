@@ -23,7 +23,7 @@ func FuzzOverlay(f *testing.F) {
 	const size = 3*clusterSize + SectorSize
 	base, _ := makeImage(f, size)
 	path := filepath.Join(f.TempDir(), "overlay")
-	m, err := openImage(base, true, false, false)
+	m, err := openImage(&Config{Path: base, ReadOnly: true})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -373,6 +373,9 @@ func (s *service) complete(r *request, errno unix.Errno) {
 		r.status = statusIOError
 	}
 	s.counts[r.work].add(uint64(r.length), time.Since(r.begun), r.status != statusOK)
+	if log := s.device.log.Load(); log != nil {
+		log.note(r)
+	}
 	s.push(r)
 }
 

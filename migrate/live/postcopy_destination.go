@@ -1,0 +1,290 @@
+package live
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+
+	"github.com/godwit-vmm/godwit/memory"
+	"github.com/godwit-vmm/godwit/memory/uffd"
+	"github.com/godwit-vmm/godwit/migrate/handover"
+	"github.com/godwit-vmm/godwit/migrate/stream"
+)
+
+// pagingWorkers is how many pages are asked for at a time: no fewer than a guest has
+// processors and devices that wait, as a rule.
+const pagingWorkers = 32
+
+// errPagingOver is why nothing is brought any more.
+var errPagingOver = errors.New("the migration has ended")
+
+// paging brings the memory of a guest that runs before all of it is there. Nothing here
+// touches that memory: see package uffd.
+type paging struct {
+	d       *destination
+	mem     *memory.Guest
+	fetcher *stream.Fetcher
+	// links ends the connections.
+	links   context.Context
+	hangUp  context.CancelCauseFunc
+	told    chan struct{} // closed when the source knows of the end
+	telling sync.Once
+
+	mu sync.Mutex
+	// fd and server are there from the first list of pages on; stop ends the server,
+	// which closes served.
+	fd     *uffd.FD
+	server *uffd.Server
+	stop   context.CancelFunc
+	served chan struct{}
+	// ended is set, and over closed, when nothing is brought any more.
+	ended bool
+	over  chan struct{}
+	// started is set when the guest runs. lost is why the memory cannot come.
+	started bool
+	lost    error
+}
+
+// checkPaging says why a guest cannot run here before all of its memory has come.
+func checkPaging(mem *memory.Guest) error {
+	if mem.HostPageSize() != memory.PageSize {
+		return errors.New("a guest with huge pages cannot run before all of its memory is there: migrate it with --postcopy never")
+	}
+	fd, err := uffd.Open(uffd.Options{})
+	if err != nil {
+		return fmt.Errorf("a guest cannot run here before all of its memory is there: %w; or migrate it with --postcopy never", err)
+	}
+	return fd.Close()
+}
+
+func newPaging(ctx context.Context, d *destination, mem *memory.Guest) *paging {
+	p := &paging{d: d, mem: mem, told: make(chan struct{}), over: make(chan struct{})}
+	p.links, p.hangUp = context.WithCancelCause(ctx)
+	p.fetcher = stream.NewFetcher(mem.Size(), d.server.Waits.Ready, p.prepare)
+	return p
+}
+
+// serve takes one of the connections.
+func (p *paging) serve(conn net.Conn, index uint16) {
+	defer conn.Close()
+	if index == pushedIndex {
+		// What is wrong with it the source finds out, too, and dials both again.
+		_ = p.fetcher.Pushed(p.links, conn)
+		return
+	}
+	err := p.fetcher.Ask(p.links, conn)
+	switch {
+	case err == nil:
+		p.telling.Do(func() { close(p.told) })
+	case errors.Is(err, stream.ErrPagesLost):
+		p.lose(err)
+	default:
+		p.mu.Lock()
+		waits := p.started && !p.ended
+		p.mu.Unlock()
+		if waits {
+			p.d.in.Missing(fmt.Errorf("the guest stands still where it needs one of the %d bytes of its memory that are still at its source: %w", p.fetcher.Left(), err), false)
+		}
+	}
+}
+
+// prepare is the fetcher's: it makes the pages missing, and begins to bring them.
+func (p *paging) prepare(missing []uint64) (stream.Sink, error) {
+	d := p.d
+	if err := d.awaitMemory(); err != nil {
+		return nil, err
+	}
+	d.loading.Lock()
+	defer d.loading.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if d.gone || p.ended {
+		return nil, errPagingOver
+	}
+	// What earlier rounds brought is stale. Before the memory is registered: the
+	// pages would be asked for when they are discarded.
+	err := eachMissing(p.links, p.mem, slices.Clone(missing), func(gpa memory.GPA, n uint64) error {
+		_, err := p.mem.Discard(gpa, n)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := p.open(missing); err != nil {
+		return nil, err
+	}
+	p.mem.SetPager(memory.OwnPager)
+	ctx, stop := context.WithCancel(context.Background())
+	p.stop, p.served = stop, make(chan struct{})
+	go func() {
+		err := p.server.Serve(ctx)
+		close(p.served)
+		if err != nil {
+			p.lose(err)
+		}
+	}()
+	go func() {
+		select {
+		case <-p.fetcher.Over():
+			p.complete()
+		case <-p.over:
+		}
+	}()
+	d.in.Paged(p.end)
+	return p.server, nil
+}
+
+// open makes the userfaultfd and its server.
+func (p *paging) open(missing []uint64) error {
+	fd, err := uffd.Open(uffd.Options{})
+	if err != nil {
+		return err
+	}
+	mappings := uffd.Of(p.mem)
+	for _, m := range mappings {
+		if err := fd.Register(m); err != nil {
+			return errors.Join(err, fd.Close())
+		}
+	}
+	present := make([]uint64, len(missing))
+	for i, word := range missing {
+		present[i] = ^word
+	}
+	server, err := uffd.NewServer(fd, uffd.Config{Mappings: mappings, Source: p.fetcher, Present: present, Ahead: 1, Workers: pagingWorkers})
+	if err != nil {
+		return errors.Join(err, fd.Close())
+	}
+	p.fd, p.server = fd, server
+	return nil
+}
+
+// complete makes the memory one like any other: all of it is there.
+func (p *paging) complete() {
+	p.mu.Lock()
+	if p.ended {
+		p.mu.Unlock()
+		return
+	}
+	if err := p.server.Release(); err != nil {
+		p.mu.Unlock()
+		p.lose(err)
+		return
+	}
+	defer p.mu.Unlock()
+	p.mem.SetPager(memory.NoPager)
+	st := p.server.Stats()
+	p.fetcher.Finish(stream.RestDone{Faults: st.Faults, P50: st.P50, P99: st.P99, Longest: st.Longest})
+	p.close()
+}
+
+// end is for a guest that has ended, or is not to run here: who waits for a page fails,
+// and nobody touches the memory from here when it returns.
+func (p *paging) end() {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return
+	}
+	if p.server != nil {
+		if err := p.giveUp(); err != nil {
+			// Those who wait must not go on with zeros, which they could write to a
+			// disk: the descriptor stays open.
+			p.fd = nil
+			p.d.in.Missing(fmt.Errorf("who waits for memory of the guest does so until this process is killed: %w", err), true)
+		}
+		p.fetcher.Finish(stream.RestDone{Unwanted: true})
+	}
+	p.close()
+}
+
+// giveUp has those fail who wait for a page that has not come, or will. Pages that never
+// held anything are zeros.
+func (p *paging) giveUp() error {
+	for _, m := range uffd.Of(p.mem) {
+		for at := uint64(0); at < m.Size; at += m.PageSize {
+			first := at
+			for at < m.Size && !p.server.Present(m.Offset+at) {
+				at += m.PageSize
+			}
+			if at == first {
+				continue
+			}
+			run := uffd.Mapping{Addr: m.Addr + first, Size: at - first, Offset: m.Offset + first, PageSize: m.PageSize}
+			if err := p.fd.GiveUp(run); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// close ends the server. The caller holds mu.
+func (p *paging) close() {
+	p.ended = true
+	if p.server != nil {
+		p.stop()
+		<-p.served
+	}
+	if p.fd != nil {
+		// Nothing depends on it.
+		_ = p.fd.Close()
+	}
+	close(p.over)
+}
+
+// lose tells that the memory will never come.
+func (p *paging) lose(err error) {
+	p.mu.Lock()
+	if p.ended || p.lost != nil {
+		p.mu.Unlock()
+		return
+	}
+	p.lost = err
+	runs := p.started
+	p.mu.Unlock()
+	if runs {
+		p.d.in.Missing(err, true)
+	} else {
+		p.d.driver.post(handover.Event{Kind: handover.Failed, Reason: err.Error()})
+	}
+}
+
+// start notes that the guest runs.
+func (p *paging) start() {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	p.started = true
+	err := p.lost
+	p.mu.Unlock()
+	if err != nil {
+		p.d.in.Missing(err, true)
+	}
+}
+
+// wait returns when all of the guest's memory is there and the source knows, or when the
+// guest or ctx has ended.
+func (p *paging) wait(ctx context.Context) {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	began := p.server != nil
+	p.mu.Unlock()
+	if !began {
+		return
+	}
+	select {
+	case <-p.told:
+	case <-p.d.in.Died():
+	case <-ctx.Done():
+		p.lose(context.Cause(ctx))
+	}
+}
