@@ -40,8 +40,8 @@ type naming struct {
 	// vsock is the path of the vsock device's socket, "" for one in the guest's
 	// folder, or vsockOff.
 	vsock string
-	// nameOf, if set, tells the name.
-	nameOf func() (string, error)
+	// complete, if set, fills in what the user has left open.
+	complete func(*naming) error
 	// renew, if set, is called with the agent of a restored guest, once.
 	renew func(context.Context, *agent.Client)
 	// arriving guests come from another host, which the journal need not know yet.
@@ -100,9 +100,8 @@ func (r *registration) identify(c vmm.Config) (vmm.Identity, error) {
 // newInstance makes the guest known by its name. Where that cannot be, a guest that
 // does not need it does without.
 func newInstance(n naming) (*instance, error) {
-	if n.nameOf != nil {
-		var err error
-		if n.name, err = n.nameOf(); err != nil {
+	if n.complete != nil {
+		if err := n.complete(&n); err != nil {
 			return nil, err
 		}
 	}

@@ -116,14 +116,19 @@ func restore(ctx context.Context, o *bootOptions, setClock bool) error {
 	o.load.Opened = sync.OnceValues(func() (*snapshot.Chain, error) { return snapshot.OpenChain(o.load.Path) })
 	go o.load.Opened()
 	n := o.naming
-	if n.name == "" {
-		n.nameOf = func() (string, error) {
-			s, err := o.load.Opened()
-			if err != nil {
-				return "", err
-			}
-			return nameIn(s.Newest()), nil
+	n.complete = func(n *naming) error {
+		s, err := o.load.Opened()
+		if err != nil {
+			return err
 		}
+		if n.name == "" {
+			n.name = nameIn(s.Newest())
+		}
+		// A guest that had no such device does not get one.
+		if n.vsock == "" && !hadVsock(s.Newest().Manifest()) {
+			n.vsock = vsockOff
+		}
+		return nil
 	}
 	run := vmm.Options{Name: n.name, NoReboot: o.noReboot, Trace: trace.mark}
 	var changed macChanges
@@ -152,6 +157,11 @@ func nameIn(s *snapshot.Snapshot) string {
 		return name
 	}
 	return "godwit"
+}
+
+// hadVsock says whether a saved guest had a vsock device.
+func hadVsock(m *snapshot.Manifest) bool {
+	return slices.ContainsFunc(m.Devices, func(d snapshot.Device) bool { return d.Type == "vsock" })
 }
 
 // macChanges are addresses of network cards that a guest has to be told of.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -92,5 +93,18 @@ func TestRestoreArgs(t *testing.T) {
 		if !slices.Equal(words, want) {
 			t.Errorf("%q, want %q", words, want)
 		}
+	}
+}
+
+// TestRestoreVsock: a guest that had no vsock device gets none, and one that had it gets
+// it, without the user saying so.
+func TestRestoreVsock(t *testing.T) {
+	s := newSite(t)
+	for name, args := range map[string][]string{"with": nil, "without": {"--vsock", "off"}} {
+		s.boot(name, args...)
+		path := filepath.Join(t.TempDir(), "saved")
+		s.must("snapshot", name, path)
+		s.must("restore", path, "--allow-software-kvm", "--detach", "--name", name+"-2")
+		s.sound(name + "-2")
 	}
 }
