@@ -191,6 +191,8 @@ func (a *arrival) Run() error {
 	if err := a.Incoming.Run(); err != nil {
 		return err
 	}
+	// The guest runs. Whoever is told so, which comes next, finds it by its name.
+	<-a.h.listening
 	a.r.came <- a
 	return nil
 }

@@ -53,7 +53,7 @@ func TestOperator(t *testing.T) {
 		{"a certificate without its key", receiver(secure(cert)...), []string{"--tls-cert", cert, "--tls-key", theirKey, "--tls-ca", theirs}, nil, "do not belong together"},
 		{"another version", func(t *testing.T) string {
 			relay := newRelay(t, receiver()(t))
-			relay.version = 9
+			relay.speak(9)
 			return relay.addr()
 		}, nil, nil, "use the same godwit on both"},
 		{"another processor", lacking(lacksFeatures), nil, nil, "this host lacks processor features"},

@@ -68,6 +68,13 @@ func (r *relay) cut() {
 	r.conns = nil
 }
 
+// speak has connections from now on be of a version.
+func (r *relay) speak(version byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.version = version
+}
+
 // breakAt has connections broken; see breaks.
 func (r *relay) breakAt(breaks func(toReceiver bool, kind byte) bool) {
 	r.mu.Lock()
@@ -85,7 +92,7 @@ func (r *relay) mend(to string) {
 func (r *relay) pass(source net.Conn) {
 	defer source.Close()
 	r.mu.Lock()
-	to, broken := r.to, r.broken
+	to, broken, version := r.to, r.broken, r.version
 	r.mu.Unlock()
 	if broken {
 		return
@@ -102,8 +109,8 @@ func (r *relay) pass(source net.Conn) {
 	if _, err := io.ReadFull(source, preamble); err != nil {
 		return
 	}
-	if r.version != 0 {
-		preamble[6] = r.version
+	if version != 0 {
+		preamble[6] = version
 	}
 	if _, err := receiver.Write(preamble); err != nil {
 		return

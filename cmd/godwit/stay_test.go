@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,7 +25,13 @@ func TestReceiveStay(t *testing.T) {
 	if err := syscall.Kill(listener, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	there.await("the address is free", func() bool { return syscall.Kill(listener, 0) != nil })
+	there.await("the address is free", func() bool {
+		conn, err := net.Dial("tcp", addr)
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil
+	})
 	second := there.receive("--stay", "--listen", addr)
 	here.must("migrate", "db", addr, "--downtime", "2s")
 	for _, name := range []string{"web", "db"} {

@@ -247,7 +247,7 @@ func (d *destination) load(state []byte) error {
 	d.loading.Lock()
 	defer d.loading.Unlock()
 	if d.gone {
-		return errors.New("the migration was called off")
+		return errCalledOff
 	}
 	began := time.Now()
 	err := d.in.Load(state)
@@ -260,11 +260,18 @@ func (d *destination) load(state []byte) error {
 func (d *destination) awaitMemory() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for d.served < d.offer.Connections+len(d.disks) && d.broken == nil && !d.closing {
+	want := d.offer.Connections + len(d.disks)
+	for d.served < want && d.broken == nil && !d.closing {
 		d.changed.Wait()
+	}
+	if d.served < want && d.broken == nil {
+		return errCalledOff
 	}
 	return d.broken
 }
+
+// errCalledOff is why a guest is not loaded whose migration has ended meanwhile.
+var errCalledOff = errors.New("the migration was called off")
 
 // serve takes memory, or a disk, from a connection, until the source has sent all.
 func (d *destination) serve(ctx context.Context, conn net.Conn, p stream.Preamble, in func()) {

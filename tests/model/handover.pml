@@ -225,6 +225,12 @@ end:	do
 	:: atomic { d != D_DOWN && (D_READABLE & BIT(SETTLED)) -> d_crash(SETTLED); promise() }
 	:: atomic { d != D_DOWN && (D_READABLE & BIT(REFUSED)) -> d_crash(REFUSED); promise() }
 
+	/* Nobody uses the record, and without it the same is said. */
+	:: atomic { d == D_DOWN && d_disk == BIT(REFUSED) -> d_disk = BIT(NOTHING); promise() }
+#ifdef OWNER_PRUNED
+	:: atomic { d == D_DOWN && d_disk == BIT(OWNER) -> d_disk = BIT(NOTHING); promise() }
+#endif
+
 	/* Rule 4. */
 	:: atomic { d == D_DOWN ->
 		if

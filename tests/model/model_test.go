@@ -23,6 +23,7 @@ var mutants = []string{
 	"RUN_BEFORE_JOURNAL",
 	"REFUSED_SAID_BUT_NOT_JOURNALED",
 	"RESUME_ON_UNKNOWN_WRITE",
+	"OWNER_PRUNED",
 }
 
 func TestHandover(t *testing.T) {
