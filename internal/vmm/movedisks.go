@@ -122,6 +122,14 @@ func (ds comingDisks) abandon(keep bool) error {
 	return errors.Join(errs...)
 }
 
+// close closes the files of a guest that has come.
+func (ds comingDisks) close() {
+	for _, d := range ds {
+		// They are durable, and the machine's by now.
+		_ = d.file.Close()
+	}
+}
+
 // remove removes the files of a guest that was refused for good.
 func (ds comingDisks) remove() error {
 	var errs []error

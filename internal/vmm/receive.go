@@ -57,12 +57,12 @@ type incoming struct {
 	disks comingDisks
 	// skew is how far this host's clock is ahead of the source's.
 	skew time.Duration
-	// endPaging is set by Paged, before the verdict.
-	endPaging func()
-	prepared  chan prepared
-	judge     sync.Once
-	verdict   chan bool
-	launched  chan error
+	// paging is set by Paged, before the verdict.
+	paging   *live.Paging
+	prepared chan prepared
+	judge    sync.Once
+	verdict  chan bool
+	launched chan error
 }
 
 type prepared struct {
@@ -132,7 +132,7 @@ func (i *incoming) start(o *offered, disks []live.OfferedDisk) error {
 		}
 		v.tell(Event{Kind: EventArrived, Path: i.r.From})
 		s := newSession(m)
-		s.endPaging = i.endPaging
+		s.paging = i.paging
 		return v.launch(s, phase)
 	})
 	if !told {
@@ -293,6 +293,9 @@ func (i *incoming) Run() error {
 	i.judge.Do(func() { i.verdict <- true })
 	err := <-i.launched
 	i.launched <- err
+	if err == nil {
+		i.disks.close()
+	}
 	return err
 }
 

@@ -76,13 +76,19 @@ func connected(t testing.TB) (here, there net.Conn) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if here, err = net.Dial("tcp", l.Addr().String()); err == nil {
-		there, err = l.Accept()
-	}
-	if err != nil {
+	if here, err = net.Dial("tcp", l.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
-	return here, there
+	for {
+		if there, err = l.Accept(); err != nil {
+			t.Fatal(err)
+		}
+		if there.RemoteAddr().String() == here.LocalAddr().String() {
+			return here, there
+		}
+		// Another program's, which dials a port that was somebody else's before.
+		there.Close()
+	}
 }
 
 // diskContents has zeros, short and long, and a last sector that is no whole page.
