@@ -36,8 +36,10 @@ type ReceiveRequest struct {
 	// Trusted lets the offer say which files and network interfaces of this host the
 	// guest gets. Otherwise Disks and Taps have to name them all.
 	Trusted bool
-	// Told, if set, is told how the migration stands.
+	// Told, if set, is told how the migration stands, and Note what becomes of disks
+	// that come, for people.
 	Told func(handover.Phase, string)
+	Note func(text string)
 }
 
 // Receive makes the VM, which must not have been configured, the place for a guest that
@@ -53,8 +55,9 @@ type incoming struct {
 	r     ReceiveRequest
 	m     *machine.Machine
 	begun bool
-	// disks come with the guest.
-	disks comingDisks
+	// disks come with the guest. abandon is done if it does not come.
+	disks   comingDisks
+	abandon sync.Once
 	// skew is how far this host's clock is ahead of the source's.
 	skew time.Duration
 	// paging is set by Paged, before the verdict.
@@ -286,7 +289,7 @@ func (i *incoming) TakeLocks() error {
 
 // DropLocks is that of live.Incoming. The machine was closed, and the locks dropped, by
 // Destroy; that the guest is not this host's is in the journal.
-func (i *incoming) DropLocks() error { return i.disks.remove() }
+func (i *incoming) DropLocks() error { return i.disks.remove(i.r.KeepPartial) }
 
 // Run is that of live.Incoming.
 func (i *incoming) Run() error {
@@ -308,5 +311,5 @@ func (i *incoming) Destroy() {
 	err := <-i.launched
 	i.launched <- err
 	// What cannot be removed is in the way of the next attempt, which says so.
-	_ = i.disks.abandon(i.r.KeepPartial)
+	i.abandon.Do(func() { _ = i.disks.abandon(i.r.KeepPartial, i.note) })
 }

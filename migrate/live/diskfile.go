@@ -203,6 +203,20 @@ func rename(from, to string) error {
 	return os.Remove(from)
 }
 
+// Withdraw undoes Commit, for a guest that does not run here after all, and closes the
+// file, which is a leftover from now on.
+func (d *DiskFile) Withdraw() error {
+	if d.file == nil || !d.committed {
+		return nil
+	}
+	now, err := os.Lstat(d.path)
+	if err == nil && os.SameFile(now, d.id) {
+		err = rename(d.path, d.Interim())
+	}
+	d.committed = false
+	return errors.Join(err, d.Close())
+}
+
 // Committed says whether the file has the name of the disk.
 func (d *DiskFile) Committed() bool { return d.committed }
 
