@@ -54,7 +54,7 @@ func TestMigratePostCopy(t *testing.T) {
 		t.Errorf("its counter went from %d back to %d", was, now)
 	}
 	here.await("the process here ends", func() bool { return here.state("web") == nil })
-	out = there.must("migrate", "web", here.receive().addr, "--postcopy", "now", "--downtime", "1ms")
+	out = there.must("migrate", "web", here.receive().addr, "--postcopy", "now", "--bandwidth", "16M", "--downtime", "1ms")
 	if !strings.Contains(out, " followed in ") {
 		t.Errorf("it says %q", out)
 	}
@@ -73,8 +73,9 @@ func stranded(t *testing.T, here, there *site) (r *relay, receiver, migration *r
 	here.boot("web")
 	receiver = there.receive()
 	r = newRelay(t, receiver.addr)
+	r.holdPushed = true
 	r.breakAt(func(toReceiver bool, kind byte) bool { return !toReceiver && kind == kindTimes })
-	migration = here.start("migrate", "web", r.addr(), "--postcopy", "now", "--downtime", "1ms", "--json")
+	migration = here.start("migrate", "web", r.addr(), "--postcopy", "now", "--bandwidth", "16M", "--downtime", "1ms", "--json")
 	there.await("the guest waits", func() bool { return there.migration("web").State == "waiting for the source's memory" })
 	return r, receiver, migration
 }
@@ -192,7 +193,7 @@ func TestMigrateDisks(t *testing.T) {
 	want := "disks: 4.0 MiB"
 	if fd, err := uffd.Open(uffd.Options{}); err == nil {
 		fd.Close()
-		back, want = append(back, "--postcopy", "now", "--downtime", "1ms"), " followed in "
+		back, want = append(back, "--postcopy", "now", "--bandwidth", "16M", "--downtime", "1ms"), " followed in "
 	}
 	if out := there.must(back...); !strings.Contains(out, want) || !strings.Contains(out, "disks: 4.0 MiB") {
 		t.Errorf("it says %q, want %q", out, want)
