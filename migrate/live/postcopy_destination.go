@@ -130,6 +130,13 @@ func (p *Paging) prepare(missing []uint64) (stream.Sink, error) {
 	}
 	d.loading.Lock()
 	defer d.loading.Unlock()
+	d.mu.Lock()
+	stated := d.stated
+	d.mu.Unlock()
+	if stated {
+		// The guest may run by now, in memory that is not to be discarded any more.
+		return nil, errors.New("the source sent its list of pages after the state")
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if d.gone || p.ended {

@@ -296,3 +296,32 @@ func FuzzDisk(f *testing.F) {
 	}
 	f.Fuzz(func(_ *testing.T, p []byte) { _ = serveDisk(p) })
 }
+
+// FuzzDiskAnswers has a hostile destination answer a source.
+func FuzzDiskAnswers(f *testing.F) {
+	ack := func(n, length uint64) []byte { return header{kind: kindAck, offset: n, length: length}.append(nil) }
+	diff := func(n int) []byte {
+		p := make([]byte, n)
+		return append(header{kind: kindDiff, length: 2 * DiskBlock, wire: uint32(n), sum: checksum(p)}.append(nil), p...)
+	}
+	f.Add(bytes.Join([][]byte{diff(8), ack(1, 0), ack(2, finished)}, nil))
+	f.Add(diff(16))
+	f.Add(header{kind: kindDiff, length: 2 * DiskBlock, wire: 1 << 31}.append(nil))
+	f.Add(append(diff(8), ack(7, 0)...))
+	f.Add(appendFail(nil, "no space left"))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, p []byte) {
+		s := NewDiskSender(&script{Reader: bytes.NewReader(p)}, SenderOptions{})
+		defer s.Close()
+		read := func(p []byte, _ uint64) error { clear(p); return nil }
+		err := s.Same(t.Context(), 0, 2*DiskBlock, read, func(offset, length uint64) error {
+			if offset+length > 2*DiskBlock || length == 0 {
+				t.Errorf("%d bytes from %d differ", length, offset)
+			}
+			return nil
+		})
+		if err == nil && s.Barrier(t.Context()) == nil {
+			_ = s.Finish(t.Context())
+		}
+	})
+}
