@@ -298,6 +298,7 @@ func TestRestLost(t *testing.T) {
 	if err := f.fetcher.Ask(t.Context(), fromA); !errors.Is(err, ErrPagesLost) || !strings.Contains(err.Error(), "the power is off") {
 		t.Errorf("the destination has %v", err)
 	}
+	fromA.Close() // for which the source waits
 	if err := <-served; err == nil || !strings.Contains(err.Error(), "the power is off") {
 		t.Errorf("the source has %v", err)
 	}
