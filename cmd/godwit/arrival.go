@@ -51,7 +51,7 @@ func newReceiver(o *receiveOptions) (*receiver, error) {
 	if r.request.Taps, err = pairs("--tap", o.taps); err != nil {
 		return nil, err
 	}
-	r.request.Trusted = config != nil
+	r.request.Trusted, r.request.DiskFolder, r.request.KeepPartial = config != nil, o.diskFolder, o.keepPartial
 	if r.journal, err = openJournal(); err != nil {
 		return nil, err
 	}
@@ -149,6 +149,7 @@ func (r *receiver) place(offer live.Offer) (live.Incoming, error) {
 			fmt.Fprintf(os.Stderr, "godwit: %s: %s: %s\r\n", i.name, p, reason)
 		}
 	}
+	request.Note = func(text string) { fmt.Fprintf(os.Stderr, "godwit: %s: %s\r\n", i.name, printable(text)) }
 	a.Incoming = a.h.vm.Receive(request)
 	r.taken = true
 	return a, nil

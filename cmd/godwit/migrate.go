@@ -78,11 +78,20 @@ Whatever goes wrong before that, or Ctrl-C, leaves it where it is. Once this hos
 the guest go, only the other one decides: should that not answer, the guest is in doubt,
 runs nowhere, and this command goes on asking; see "godwit migration".
 
-Disks have to be on storage that both hosts have. The other host checks everything
-before the first byte of memory moves, and says all that is missing.`,
+Disks have to be on storage that both hosts have, or move with the guest: --with-disks
+copies those that it can write, to where the other host says (godwit receive --disk). The
+other host checks everything before the first byte of memory moves, and says all that is
+missing.
+
+A guest that writes faster than its memory can be sent never gets to the end. It is slowed
+down with --auto-converge; with --postcopy auto it runs on at the other host before all of
+its memory is there, which then comes as it is needed. While it does, the guest needs both
+hosts: should this one be lost, so is the guest.`,
 		Example: `  godwit migrate web 10.0.0.2:7000 --tls-cert host1.pem --tls-key host1.key --tls-ca ca.pem
   godwit migrate web 127.0.0.1:7000                      a receiver on this host, or through a tunnel
   godwit migrate web 10.0.0.2:7000 --bandwidth 50M --downtime 100ms --auto-converge
+  godwit migrate web 10.0.0.2:7000 --with-disks --bandwidth 100M
+  godwit migrate web 10.0.0.2:7000 --postcopy auto
   godwit migrate web 10.0.0.2:7000 --json | jq .report.downtime`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -106,6 +115,8 @@ before the first byte of memory moves, and says all that is missing.`,
 	f.DurationVar(&timeout, "timeout", 0, "give up when the guest could not be paused after this time (default: never)")
 	f.StringVar(&m.Compress, "compress", "none", "compress memory on its way (none, zstd, auto)")
 	f.BoolVar(&m.AutoConverge, "auto-converge", false, "slow the guest's processors down if they write faster than can be sent")
+	f.StringVar(&m.PostCopy, "postcopy", "never", "run the guest there before all of its memory is: never, auto (if it writes faster than can be sent) or now (after one round, unless --downtime is enough for what is left)")
+	f.BoolVar(&m.WithDisks, "with-disks", false, "move the disks, too, that the guest can write")
 	f.BoolVar(&asJSON, "json", false, "print a JSON object a line: the progress, and at last the report or an error")
 	return c
 }
@@ -161,7 +172,23 @@ func printMigration(w io.Writer, name, to string, r *live.Report) error {
 		"it stood still for %v: pause %v, last round %v (%s), state %v, handover %v\n",
 		name, to, r.Total.Round(time.Millisecond), size(r.Bytes), r.Rounds, size(r.Wire),
 		rounded(d.Total), rounded(d.Pause), rounded(d.LastRound+d.Save), size(d.Rest), rounded(d.State), rounded(d.Handover))
+	if s := r.Disks; err == nil && s != (stream.DiskStats{}) {
+		_, err = fmt.Fprintf(w, "disks: %s, %s of it while it stood still; %s were zeros, %s were there already\n",
+			size(s.Data), size(d.DiskRest), size(s.Zero), size(s.Same))
+	}
+	if p := r.PostCopy; err == nil && p != nil {
+		_, err = fmt.Fprintln(w, postCopyText(p))
+	}
 	return err
+}
+
+// postCopyText says how the rest of the memory came.
+func postCopyText(p *live.PostCopyReport) string {
+	text := fmt.Sprintf("%s followed in %v, %s of it because the guest waited: ", size(p.Asked+p.Pushed), p.Took.Round(time.Millisecond), size(p.Asked))
+	if p.Unwanted {
+		return text + "it ended before all was there"
+	}
+	return text + fmt.Sprintf("%d times, half of them at most %v, 99 of 100 %v, the longest %v", p.Faults, rounded(p.P50), rounded(p.P99), rounded(p.Longest))
 }
 
 func rounded(d time.Duration) time.Duration { return d.Round(10 * time.Microsecond) }
@@ -170,8 +197,10 @@ func rounded(d time.Duration) time.Duration { return d.Round(10 * time.Microseco
 type migrationView struct {
 	name, to string
 	// bar is the terminal; nil for none.
-	bar     io.Writer
-	phase   live.Phase
+	bar   io.Writer
+	phase live.Phase
+	// cut is set while the rest of the memory does not get to the other host.
+	cut     bool
 	report  *live.Report
 	failure string
 	shown   bool
@@ -199,19 +228,28 @@ func (v *migrationView) progress(p *live.Progress) {
 		fmt.Fprintf(v.bar, "\r\x1b[K%s", text)
 	}
 	doubt := p.Phase == live.PhaseInDoubt || p.Phase == live.PhaseStuck
-	if doubt && v.phase != p.Phase {
+	cut := p.Phase == live.PhasePostCopy && p.Reason != ""
+	if doubt && v.phase != p.Phase || cut && !v.cut {
 		v.clear()
-		fmt.Fprintf(os.Stderr, "godwit: %s is %s: %s\n", v.name, p.Phase, p.Reason)
+		fmt.Fprintf(os.Stderr, "godwit: %s is %s: %s\n", v.name, p.Phase, printable(p.Reason))
 	}
-	v.phase = p.Phase
+	v.phase, v.cut = p.Phase, cut
 }
 
 // line is one line for a terminal.
 func (v *migrationView) line(p *live.Progress) string {
-	if p.Phase != live.PhaseCopy {
+	switch {
+	case p.Phase == live.PhasePostCopy:
+		return fmt.Sprintf("%s: %s runs there, %s of its memory are still here, %s/s", v.name, gauge(p.Sent, p.Remaining), size(p.Remaining), size(p.Rate))
+	case p.Phase != live.PhaseCopy:
 		return fmt.Sprintf("%s: %s", v.name, p.Phase)
+	case p.Round == 0 && p.DiskSent+p.DiskRemaining > 0 && p.Sent == 0:
+		return fmt.Sprintf("%s: %s disks: %s, %s/s", v.name, gauge(p.DiskSent, p.DiskRemaining), diskText(p), size(p.Rate))
 	}
 	text := fmt.Sprintf("%s: %s round %d, %s sent, %s left, %s/s", v.name, gauge(p.Sent, p.Remaining), max(p.Round, 1), size(p.Sent), size(p.Remaining), size(p.Rate))
+	if p.DiskSent+p.DiskRemaining > 0 {
+		text += ", disks " + diskText(p)
+	}
 	if p.DirtyRate > 0 {
 		text += fmt.Sprintf(", written %s/s", size(p.DirtyRate))
 	}
@@ -222,6 +260,11 @@ func (v *migrationView) line(p *live.Progress) string {
 		text += fmt.Sprintf(", slowed by %d%%", p.Throttle)
 	}
 	return text
+}
+
+// diskText says how far the disks are.
+func diskText(p *live.Progress) string {
+	return fmt.Sprintf("%s sent, %s left", size(p.DiskSent), size(p.DiskRemaining))
 }
 
 // gauge shows how much of something is done.

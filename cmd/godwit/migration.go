@@ -86,6 +86,8 @@ type migrationRow struct {
 	// PID is the guest's process here; 0 if it has none.
 	PID      int            `json:"pid,omitempty"`
 	Progress *live.Progress `json:"progress,omitempty"`
+	// Missing is memory of a guest that came here that is still at the other host.
+	Missing *api.MissingMemory `json:"missing,omitempty"`
 	// Says and Todo are for a person.
 	Says string   `json:"says"`
 	Todo []string `json:"todo,omitempty"`
@@ -105,6 +107,12 @@ func (g *movingGuest) moves() bool {
 // letGo says that this host has let the guest go, and the other one has not answered.
 func (g *movingGuest) letGo() bool {
 	return g.moves() && g.Progress != nil && g.Progress.Phase.LetGo() && g.Progress.Phase != live.PhaseDone
+}
+
+// sendsMemory says that the guest runs at the other host, which has not got all of its
+// memory yet.
+func (g *movingGuest) sendsMemory() bool {
+	return g.moves() && g.Progress != nil && g.Progress.Phase == live.PhasePostCopy
 }
 
 // listMigrations is what there is to say of a guest, or of all: of those the newest record
@@ -210,6 +218,13 @@ func describeRecord(f handover.Found, open bool, guest *movingGuest) migrationRo
 	case s == handover.StateReleased:
 		r.State, r.Owner = "came back", "here"
 		r.Says = fmt.Sprintf("It was let go to %s, and was this host's again later.", r.Peer)
+	case s == handover.StateGone && guest.sendsMemory():
+		r.State, r.Owner, r.Progress = "moved, its memory follows", "there", guest.Progress
+		r.Says = fmt.Sprintf("It runs at %s, and needs this host for the rest of its memory, which process %d sends: without that it is lost.", r.Peer, r.PID)
+		if why := guest.Progress.Reason; why != "" {
+			r.Says += " That does not get there now: " + why + "."
+			r.Todo = []string{"repair the network: then it goes on by itself", "if the guest is gone there, end this process: " + resolve + " --give-up"}
+		}
 	case s == handover.StateGone:
 		r.State, r.Owner = "moved away", "there"
 		r.Says = fmt.Sprintf("It moved to %s, and is not started here any more%s.", r.Peer, because(f))
@@ -217,6 +232,8 @@ func describeRecord(f handover.Found, open bool, guest *movingGuest) migrationRo
 	case s == handover.StateOwner && f.Role == handover.RoleSource:
 		r.State, r.Owner = "taken back", "here"
 		r.Says = fmt.Sprintf("It did not move to %s, and is this host's%s.", r.Peer, because(f))
+	case s == handover.StateOwner && guest != nil && guest.Missing != nil:
+		r.missing(guest.Missing, resolve)
 	case s == handover.StateOwner:
 		r.State, r.Owner = "came", "here"
 		r.Says = fmt.Sprintf("It came from %s, and is this host's.", r.Peer)
@@ -231,6 +248,21 @@ func describeRecord(f handover.Found, open bool, guest *movingGuest) migrationRo
 		}
 	}
 	return r
+}
+
+// missing describes a guest that runs here without all of its memory.
+func (r *migrationRow) missing(m *api.MissingMemory, resolve string) {
+	r.State, r.Owner, r.Missing = "came, its memory follows", "here", m
+	r.Says = fmt.Sprintf("It came from %s and runs here; %s of its memory are still there, and follow.", r.Peer, size(m.Bytes))
+	if m.Reason == "" {
+		return
+	}
+	r.State = "waiting for the source's memory"
+	r.Says = fmt.Sprintf("It came from %s; %s of its memory are still there, and do not come: %s.", r.Peer, size(m.Bytes), m.Reason)
+	r.Todo = []string{
+		"repair the network: then its source dials again by itself",
+		"if the guest's process at the source has ended, its memory is lost: end the guest: " + resolve + " --give-up",
+	}
 }
 
 // inDoubt describes a guest that was let go, and that the other host has not answered for.

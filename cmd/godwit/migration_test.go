@@ -18,6 +18,11 @@ func TestDescribeRecord(t *testing.T) {
 	guest := func(phase live.Phase) *movingGuest {
 		return &movingGuest{rundir.Info{Name: "web", PID: 7}, api.MigrationStatus{Address: "there:1", Progress: &live.Progress{Phase: phase}}}
 	}
+	cut := guest(live.PhasePostCopy)
+	cut.Progress.Reason = "connection refused"
+	incomplete := func(why string) *movingGuest {
+		return &movingGuest{rundir.Info{Name: "web", PID: 7}, api.MigrationStatus{Missing: &api.MissingMemory{Bytes: 1 << 20, Reason: why}}}
+	}
 	for _, tt := range []struct {
 		name         string
 		role         handover.Role
@@ -35,6 +40,10 @@ func TestDescribeRecord(t *testing.T) {
 		{"let go by a former process", source, handover.StateReleased, true, guest(""), nil, "unknown", "in doubt", true, "nobody asks", "--give-up"},
 		{"let go and got again", source, handover.StateReleased, false, nil, nil, "here", "came back", false, "was this host's again", ""},
 		{"gone", source, handover.StateGone, false, nil, nil, "there", "moved away", false, "not started here any more: the reason", "godwit migration resolve web --forget"},
+		{"gone, but for its memory", source, handover.StateGone, false, guest(live.PhasePostCopy), nil, "there", "moved, its memory follows", false, "which process 7 sends", ""},
+		{"gone, but its memory cannot", source, handover.StateGone, false, cut, nil, "there", "moved, its memory follows", false, "now: connection refused.", "--give-up"},
+		{"came, but for its memory", destination, handover.StateOwner, false, incomplete(""), nil, "here", "came, its memory follows", false, "1.0 MiB of its memory are still there", ""},
+		{"came, and waits", destination, handover.StateOwner, true, incomplete("EOF"), nil, "here", "waiting for the source's memory", false, "do not come: EOF.", "--give-up"},
 		{"stayed", source, handover.StateOwner, false, nil, nil, "here", "taken back", false, "is this host's: the reason", ""},
 		{"came, not known there", destination, handover.StateOwner, true, nil, nil, "here", "came", false, "came from there:1", "may not know yet"},
 		{"came", destination, handover.StateOwner, false, nil, nil, "here", "came", false, "came from there:1", ""},
@@ -74,11 +83,14 @@ func TestResolveAsks(t *testing.T) {
 func TestMigrationLine(t *testing.T) {
 	v := migrationView{name: "web"}
 	for want, p := range map[string]live.Progress{
-		"web: handover":                               {Phase: live.PhaseHandover},
-		"web: [..........":                            {Phase: live.PhaseCopy, Remaining: 1 << 20},
-		"[####################] round 3":              {Phase: live.PhaseCopy, Round: 3, Sent: 1 << 63},
-		"[##########..........]":                      {Phase: live.PhaseCopy, Sent: 5, Remaining: 5},
-		"written 1.0 MiB/s, pause 5ms, slowed by 40%": {Phase: live.PhaseCopy, DirtyRate: 1 << 20, Predicted: 5 * time.Millisecond, Throttle: 40},
+		"web: handover":                  {Phase: live.PhaseHandover},
+		"web: [..........":               {Phase: live.PhaseCopy, Remaining: 1 << 20},
+		"[####################] round 3": {Phase: live.PhaseCopy, Round: 3, Sent: 1 << 63},
+		"[##########..........]":         {Phase: live.PhaseCopy, Sent: 5, Remaining: 5},
+		"web: [###############.....] disks: 3.0 MiB sent, 1.0 MiB left": {Phase: live.PhaseCopy, DiskSent: 3 << 20, DiskRemaining: 1 << 20},
+		"0 bytes/s, disks 3.0 MiB sent, 1.0 MiB left":                   {Phase: live.PhaseCopy, Round: 1, Sent: 5, DiskSent: 3 << 20, DiskRemaining: 1 << 20},
+		"runs there, 1.0 MiB of its memory are still here":              {Phase: live.PhasePostCopy, Sent: 1 << 20, Remaining: 1 << 20},
+		"written 1.0 MiB/s, pause 5ms, slowed by 40%":                   {Phase: live.PhaseCopy, DirtyRate: 1 << 20, Predicted: 5 * time.Millisecond, Throttle: 40},
 	} {
 		if got := v.line(&p); !strings.Contains(got, want) {
 			t.Errorf("%q, want %q", got, want)

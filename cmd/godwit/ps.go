@@ -62,7 +62,8 @@ that another host sends is arriving until it runs here.`,
 type guestRow struct {
 	Name  string `json:"name"`
 	State string `json:"state"`
-	// Moving is "moving" or "in doubt" for a guest that moves, to the host Peer.
+	// Moving is "moving", "in doubt" or "sending memory" for a guest that moves, to the
+	// host Peer, and "waiting for memory" for one that came and has not got all of it.
 	Moving  string    `json:"moving,omitempty"`
 	Peer    string    `json:"peer,omitempty"`
 	CPUs    int       `json:"cpus,omitempty"`
@@ -119,6 +120,10 @@ func describeGuest(ctx context.Context, vm *rundir.VM) guestRow {
 // moving shows a guest that moves.
 func (r *guestRow) moving(g movingGuest) {
 	switch {
+	case g.Missing != nil && g.Missing.Reason != "":
+		r.Moving = "waiting for memory"
+	case g.sendsMemory():
+		r.Moving, r.Peer = "sending memory", g.Address
 	case g.letGo() && g.Progress.Phase != live.PhaseHandover:
 		r.Moving, r.Peer = "in doubt", g.Address
 	case g.moves():
@@ -128,8 +133,11 @@ func (r *guestRow) moving(g movingGuest) {
 
 // state is that of the guest and of its move, for people.
 func (r *guestRow) state() string {
-	if r.Moving == "" {
+	switch {
+	case r.Moving == "":
 		return r.State
+	case r.Peer == "":
+		return fmt.Sprintf("%s, %s", r.State, r.Moving)
 	}
 	return fmt.Sprintf("%s, %s to %s", r.State, r.Moving, r.Peer)
 }

@@ -25,6 +25,8 @@ type receiveOptions struct {
 	insecure      bool
 	stay, detach  bool
 	disks, taps   []string
+	diskFolder    string
+	keepPartial   bool
 	allowSoftware bool
 	noReboot      bool
 }
@@ -41,6 +43,12 @@ then name the disks and network interfaces that the guest gets here. Without TLS
 have to be given with --disk and --tap, and only addresses of this host itself are
 listened on, unless --insecure is given.
 
+Disks that come with the guest (godwit migrate --with-disks) get new files: what --disk
+names must not be there yet, and others go to --disk-folder. A file has its name when the
+guest is about to run, and ends in .incoming before. When the migration fails it is
+removed, unless --keep-partial is given: then the next attempt sends only what is not in
+it.
+
 A guest whose migration fails is still the other host's, and can come again. This
 process becomes that of the guest when it has come, and its console is here.
 
@@ -50,6 +58,7 @@ it all goes on in the background, and messages go to receive.log in the folder f
 godwit's state; the address that is listened on is printed.`,
 		Example: `  godwit receive --listen 0.0.0.0:7000 --tls-cert host2.pem --tls-key host2.key --tls-ca ca.pem
   godwit receive --listen 127.0.0.1:7000 --name web2 --disk 0=/images/web.img
+  godwit receive --listen 127.0.0.1:7000 --disk-folder /images --keep-partial
   godwit receive --listen 10.0.0.2:7000 --stay --detach --tls-cert host2.pem --tls-key host2.key --tls-ca ca.pem`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -66,6 +75,8 @@ godwit's state; the address that is listened on is printed.`,
 	f.BoolVar(&o.detach, "detach", false, "wait in the background, and print the address as soon as it is listened on")
 	f.BoolVar(&o.insecure, "insecure", false, "listen without TLS: who reaches the address can read and change the guest")
 	f.StringArrayVar(&o.disks, "disk", nil, "have the guest's disk ID at `ID=PATH` here; may be repeated")
+	f.StringVar(&o.diskFolder, "disk-folder", "", "put disks that come with the guest into `DIR`, as NAME-0.img and so on")
+	f.BoolVar(&o.keepPartial, "keep-partial", false, "keep what has come of a disk when the migration fails, for the next attempt")
 	f.StringArrayVar(&o.taps, "tap", nil, "connect the guest's network card ID to a tap interface `ID=NAME` here; may be repeated")
 	f.StringVar(&o.vsock, "vsock", "", "have the socket of the guest's vsock device at `PATH` (default: in the folder of the running guest)")
 	f.BoolVar(&o.noReboot, "no-reboot", false, "end when the guest reboots, instead of rebooting it")

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/godwit-vmm/godwit/migrate/stream"
 )
 
 // relay passes connections of a migration without TLS on to a receiver, and knows enough
@@ -23,9 +25,15 @@ type relay struct {
 	// breaks is asked of each frame of a control connection; true breaks all connections
 	// before the frame, and lets none in until mend.
 	breaks func(toReceiver bool, kind byte) bool
-	broken bool
-	conns  []net.Conn
+	// holdPushed lets nothing pass of the memory that a source sends unasked after the
+	// handover, until mend.
+	holdPushed bool
+	broken     bool
+	conns      []net.Conn
 }
+
+// tokenSize is what a source sends behind the preamble of a connection for memory.
+const tokenSize = 32
 
 // kindHandover is the kind of frame with a message of the handover.
 const kindHandover = 4
@@ -86,13 +94,13 @@ func (r *relay) breakAt(breaks func(toReceiver bool, kind byte) bool) {
 func (r *relay) mend(to string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.broken, r.breaks, r.to = false, nil, to
+	r.broken, r.breaks, r.holdPushed, r.to = false, nil, false, to
 }
 
 func (r *relay) pass(source net.Conn) {
 	defer source.Close()
 	r.mu.Lock()
-	to, broken, version := r.to, r.broken, r.version
+	to, broken, version, holdPushed := r.to, r.broken, r.version, r.holdPushed
 	r.mu.Unlock()
 	if broken {
 		return
@@ -126,9 +134,13 @@ func (r *relay) pass(source net.Conn) {
 			io.Copy(source, receiver)
 		}
 	}()
-	if control {
+	switch pushed := preamble[24] == byte(stream.Urgent) && preamble[26] == 1; {
+	case control:
 		r.frames(receiver, source, true)
-	} else {
+	case pushed && holdPushed:
+		io.CopyN(receiver, source, tokenSize)
+		<-back
+	default:
 		io.Copy(io.MultiWriter(receiver, &counter{&r.data}), source)
 	}
 	receiver.Close()

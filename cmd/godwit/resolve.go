@@ -43,7 +43,8 @@ for by that; here is only decided what it is to do.
 
 --run-here has this host own the guest again. Should it run on the other host, too, its
 disks are destroyed: say with --fenced how you made sure that it never does.
---give-up leaves the guest to the other host for good.
+--give-up leaves the guest to the other host for good. A guest that moved with --postcopy,
+and whose memory does not come any more, it ends.
 
 --forget removes what the journal has of a guest whose migrations are over, so that
 another guest can have its name. Do so on both hosts.`,
@@ -207,6 +208,8 @@ func (o *resolveOptions) running(ctx context.Context, vm *rundir.VM, c *client.C
 	g := &movingGuest{vm.Info, s}
 	order, given := o.order()
 	switch {
+	case s.Missing != nil || g.sendsMemory():
+		return o.memory(ctx, vm, c)
 	case !g.moves():
 		return fmt.Errorf("guest %s runs here, and is not in doubt", vm.Name)
 	case !g.letGo():
@@ -223,6 +226,26 @@ func (o *resolveOptions) running(ctx context.Context, vm *rundir.VM, c *client.C
 		return explain(vm.Name, err)
 	}
 	return o.awaitOrder(ctx, vm, c)
+}
+
+// memory is running for a guest that runs at its destination before all of its memory is
+// there, at either host.
+func (o *resolveOptions) memory(ctx context.Context, vm *rundir.VM, c *client.Client) error {
+	switch {
+	case o.runHere:
+		return fmt.Errorf("guest %s is not in doubt: it runs where it went to", vm.Name)
+	case !o.giveUp:
+		rows, err := listMigrations(ctx, vm.Name)
+		return errors.Join(err, printMigrations(o.out, rows), fmt.Errorf("guest %s has not got all of its memory yet", vm.Name))
+	}
+	if err := c.Do(ctx, "PATCH", "/migration", api.MigrationUpdate{Action: "give-up"}, nil); err != nil {
+		return explain(vm.Name, err)
+	}
+	if err := vm.WaitEnd(ctx); err != nil {
+		return explain(vm.Name, err)
+	}
+	_, err := fmt.Fprintf(o.out, "%s was ended: the rest of its memory is given up\n", vm.Name)
+	return err
 }
 
 // orderInterval is how often a guest's process is asked what became of an order.

@@ -37,7 +37,7 @@ var errCanceled = errors.New("the migration was canceled, and the guest goes on 
 
 // request is what a Migration asks for.
 func (m *Migration) request() (vmm.MigrateRequest, error) {
-	r := vmm.MigrateRequest{Addr: m.Address, Connections: m.Connections, Limit: stream.NewLimiter(m.Bandwidth)}
+	r := vmm.MigrateRequest{Addr: m.Address, Connections: m.Connections, Limit: stream.NewLimiter(m.Bandwidth), WithDisks: m.WithDisks}
 	switch {
 	case m.Connections < 0 || m.Connections > live.MaxConnections:
 		return r, fmt.Errorf("connections %d: want 1 to %d", m.Connections, live.MaxConnections)
@@ -55,6 +55,9 @@ func (m *Migration) request() (vmm.MigrateRequest, error) {
 		Downtime: time.Duration(m.Downtime) * time.Millisecond, Timeout: time.Duration(m.Timeout) * time.Millisecond,
 		AutoConverge: m.AutoConverge,
 	}
+	if r.Policy.PostCopy, err = postCopy(m.PostCopy); err != nil {
+		return r, err
+	}
 	if m.Downtime == 0 {
 		r.Policy.Downtime = defaultDowntime
 	}
@@ -71,6 +74,18 @@ func compression(name string) (stream.Compression, error) {
 		return stream.Auto, nil
 	}
 	return stream.None, fmt.Errorf("compress %q: want none, zstd or auto", name)
+}
+
+func postCopy(name string) (stream.PostCopyPolicy, error) {
+	switch name {
+	case "", "never":
+		return stream.PostCopyNever, nil
+	case "auto":
+		return stream.PostCopyAuto, nil
+	case "now":
+		return stream.PostCopyNow, nil
+	}
+	return stream.PostCopyNever, fmt.Errorf("post_copy %q: want never, auto or now", name)
 }
 
 func tlsOf(cert, key, ca string) (*tls.Config, error) {
@@ -196,8 +211,19 @@ func (m *migration) end(s MigrationStatus) MigrationStatus {
 func (s *Server) getMigration(*request) (any, error) {
 	s.migration.mu.Lock()
 	defer s.migration.mu.Unlock()
-	return s.migration.status, nil
+	status := s.migration.status
+	if m, missing := s.vm.Missing(); missing {
+		status.Missing = &MissingMemory{Bytes: m.Bytes}
+		if m.Waits != nil {
+			status.Missing.Reason = message(m.Waits)
+		}
+	}
+	return status, nil
 }
+
+// errMemoryGivenUp is why a guest ends of which a client has given up the memory that was
+// still at the other host.
+var errMemoryGivenUp = errors.New("the rest of the guest's memory was given up by an operator, and the guest is lost")
 
 func (s *Server) patchMigration(r *request) (any, error) {
 	var u MigrationUpdate
@@ -207,6 +233,11 @@ func (s *Server) patchMigration(r *request) (any, error) {
 	m := &s.migration
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	follows := m.cancel != nil && m.phase() == live.PhasePostCopy
+	if _, missing := s.vm.Missing(); u.Action == "give-up" && (missing || follows) {
+		s.vm.Kill(errMemoryGivenUp)
+		return nil, nil
+	}
 	if m.cancel == nil {
 		return nil, errors.New("the guest is not moving")
 	}
@@ -219,12 +250,22 @@ func (s *Server) patchMigration(r *request) (any, error) {
 	return nil, nil
 }
 
-// act does what a client wants of a migration that is under way.
+// phase is how far the migration that is under way has come. The caller holds mu.
+func (m *migration) phase() live.Phase {
+	if m.status.Progress == nil {
+		return live.PhaseConnect
+	}
+	return m.status.Progress.Phase
+}
+
+// act does what a client wants of a migration that is under way. The caller holds mu.
 func (m *migration) act(u *MigrationUpdate) error {
-	letGo := m.status.Progress != nil && m.status.Progress.Phase.LetGo()
+	letGo := m.phase().LetGo()
 	switch {
 	case u.Action == "":
 		return nil
+	case m.phase() == live.PhasePostCopy:
+		return errors.New("the guest runs at the other host, and the rest of its memory follows: give-up ends it there")
 	case u.Action == "cancel" && letGo:
 		return errors.New("the guest was let go: only the other host, or run-here and give-up, decide now")
 	case u.Action == "cancel":

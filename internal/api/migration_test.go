@@ -166,6 +166,8 @@ func TestMigrationRequests(t *testing.T) {
 		{late, `{"address": "x", "downtime_ms": -1}`, "at most a year"},
 		{late, `{"address": "x", "timeout_ms": 40000000000}`, "at most a year"},
 		{late, `{"address": "x", "compress": "lz4"}`, "want none, zstd or auto"},
+		{late, `{"address": "x", "post_copy": "soon"}`, "want never, auto or now"},
+		{late, `{"address": "x", "with_disks": 1}`, "with_disks"},
 		{late, `{"address": "x", "tls_cert": "/no/such/file"}`, "--tls-cert: stat /no/such/file"},
 		{late, `{"address": "x", "bandwidth": 1}`, "unknown field"},
 	} {

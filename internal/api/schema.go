@@ -254,6 +254,11 @@ type Migration struct {
 	// Compress is none, zstd or auto.
 	Compress     string `json:"compress,omitempty"`
 	AutoConverge bool   `json:"auto_converge,omitempty"`
+	// PostCopy is never, auto or now: whether the guest may run there before all of its
+	// memory is.
+	PostCopy string `json:"post_copy,omitempty"`
+	// WithDisks has the disks move that the guest can write.
+	WithDisks bool `json:"with_disks,omitempty"`
 }
 
 // MigrationUpdate is the body of PATCH /migration.
@@ -275,4 +280,13 @@ type MigrationStatus struct {
 	Progress *live.Progress `json:"progress,omitempty"`
 	Report   *live.Report   `json:"report,omitempty"`
 	Error    string         `json:"error,omitempty"`
+	// Missing is memory that is still at the host that this guest came from.
+	Missing *MissingMemory `json:"missing,omitempty"`
+}
+
+// MissingMemory is what a guest that runs already has not got of its memory.
+type MissingMemory struct {
+	Bytes uint64 `json:"bytes"`
+	// Reason is why none of it comes for now, empty while it comes.
+	Reason string `json:"reason,omitempty"`
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 
 	"github.com/godwit-vmm/godwit/internal/version"
 	"github.com/godwit-vmm/godwit/machine"
@@ -63,7 +64,7 @@ type offered struct {
 
 // Migrate moves the guest to another host, while it runs or is paused. When ctx ends
 // before the guest was let go, it is called off. Without an error the guest has moved, and
-// ends here.
+// ends here; with live.ErrLost that is its Cause.
 func (v *VM) Migrate(ctx context.Context, r MigrateRequest) (report live.Report, err error) {
 	v.op.Lock()
 	defer v.op.Unlock()
@@ -86,7 +87,9 @@ func (v *VM) Migrate(ctx context.Context, r MigrateRequest) (report live.Report,
 			r.Moved(report)
 		}
 		v.Kill(ErrMigrated)
-	} else if errors.Is(err, live.ErrInDoubt) || errors.Is(err, live.ErrLost) {
+	} else if errors.Is(err, live.ErrLost) {
+		v.Kill(err)
+	} else if errors.Is(err, live.ErrInDoubt) {
 		v.Kill(ErrLeft)
 	}
 	return report, err
@@ -94,6 +97,9 @@ func (v *VM) Migrate(ctx context.Context, r MigrateRequest) (report live.Report,
 
 // move is Migrate of a session.
 func (v *VM) move(ctx context.Context, s *session, r MigrateRequest) (live.Report, error) {
+	if m, missing := v.Missing(); missing {
+		return live.Report{}, fmt.Errorf("%d bytes of the guest's memory are still at the host that it came from: try again when they are here", m.Bytes)
+	}
 	g := &moving{Machine: s.m, still: v.Phase() == Paused}
 	epoch, err := r.Journal.Epoch(v.Name())
 	if err != nil {

@@ -77,7 +77,17 @@ func (i *incoming) placeDisk(k int, d *Drive, id string, o live.OfferedDisk) err
 		return fmt.Errorf("disk %s: %w", id, err)
 	}
 	i.disks = append(i.disks, comingDisk{file, k})
+	if file.Leftover() {
+		i.note(fmt.Sprintf("disk %s: %s is there, from a migration that failed: only what differs from it is sent", id, file.Interim()))
+	}
 	return nil
+}
+
+// note tells what becomes of disks.
+func (i *incoming) note(text string) {
+	if i.r.Note != nil {
+		i.r.Note(text)
+	}
 }
 
 // Disks is that of live.Incoming.
@@ -107,14 +117,16 @@ func (ds comingDisks) commit() error {
 }
 
 // abandon sees to the files of a guest that does not come, unless they have their names:
-// then the journal may say that it did. With keep they stay for the next attempt.
-func (ds comingDisks) abandon(keep bool) error {
+// then the journal may say that it did. With keep they stay for the next attempt, which
+// note is told.
+func (ds comingDisks) abandon(keep bool, note func(string)) error {
 	var errs []error
 	for _, d := range ds {
 		switch {
 		case d.file.Committed():
 		case keep:
 			errs = append(errs, d.file.Close())
+			note("what has come of a disk stays in " + d.file.Interim() + ": the next attempt goes on with it")
 		default:
 			errs = append(errs, d.file.Remove())
 		}
@@ -122,11 +134,24 @@ func (ds comingDisks) abandon(keep bool) error {
 	return errors.Join(errs...)
 }
 
-// remove removes the files of a guest that was refused for good.
-func (ds comingDisks) remove() error {
+// close closes the files of a guest that has come.
+func (ds comingDisks) close() {
+	for _, d := range ds {
+		// They are durable, and the machine's by now.
+		_ = d.file.Close()
+	}
+}
+
+// remove removes the files of a guest that was refused for good, or with keep only takes
+// their names away.
+func (ds comingDisks) remove(keep bool) error {
 	var errs []error
 	for _, d := range ds {
-		if d.file.Committed() {
+		switch {
+		case !d.file.Committed():
+		case keep:
+			errs = append(errs, d.file.Withdraw())
+		default:
 			errs = append(errs, d.file.Remove())
 		}
 	}

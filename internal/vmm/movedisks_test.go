@@ -49,9 +49,7 @@ func diskWriter(t *testing.T, overlay string) (f *fixture, disk string, before [
 		c.Drives = []Drive{{ID: "data", Config: d}}
 		return nil
 	}))
-	println(time.Now().String(), "start")
 	f.must(f.Start())
-	println(time.Now().String(), "started")
 	f.runs()
 	return f, disk, before
 }
@@ -107,7 +105,6 @@ func TestMoveDisk(t *testing.T) {
 			var left, came []byte
 			there.before = func() { left, came = readFile(t, disk), readFile(t, path) }
 			count := f.result().Count
-			println(time.Now().String(), "go")
 			report, err := f.withDisks(t.Context(), there, here.journal, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -124,14 +121,7 @@ func TestMoveDisk(t *testing.T) {
 			if _, err := blk.New(blk.Config{Path: path}); !errors.Is(err, blk.ErrInUse) {
 				t.Errorf("the disk is not locked: %v", err)
 			}
-			println(time.Now().String(), "came")
-			for k := 0; k < 400 && f.result().Status == 0; k++ {
-				r := f.result()
-				println(time.Now().String(), r.Count, r.Bytes, r.Kicks)
-				time.Sleep(500 * time.Millisecond)
-			}
 			f.done()
-			println(time.Now().String(), "done")
 			want := make([]byte, writtenSize)
 			micro.Pattern(writtenSeed, 0, want)
 			if !bytes.Equal(readFile(t, path), want) {

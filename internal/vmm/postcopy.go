@@ -1,9 +1,9 @@
 package vmm
 
+import "github.com/godwit-vmm/godwit/migrate/live"
+
 // Paged is that of live.Incoming.
-func (i *incoming) Paged(end func()) {
-	i.endPaging = end
-}
+func (i *incoming) Paged(p *live.Paging) { i.paging = p }
 
 // Missing is that of live.Incoming.
 func (i *incoming) Missing(why error, lost bool) {
@@ -13,23 +13,43 @@ func (i *incoming) Missing(why error, lost bool) {
 	}
 }
 
+// MissingMemory is memory of a guest that came from another host, and runs, that is still
+// there.
+type MissingMemory struct {
+	// Bytes of it.
+	Bytes uint64
+	// Waits is why none of it comes for now; nil while it comes.
+	Waits error
+}
+
+// Missing says what memory of the guest is still at the host that it came from, and false
+// if all is here.
+func (v *VM) Missing() (MissingMemory, bool) {
+	s := v.current.Load()
+	if s == nil || s.paging == nil {
+		return MissingMemory{}, false
+	}
+	m := MissingMemory{Bytes: s.paging.Left(), Waits: s.paging.Waits()}
+	return m, m.Bytes > 0
+}
+
 // unpage ends the bringing of memory that is still missing when the machine has ended: its
 // processors and devices may wait for it.
 func (s *session) unpage() {
-	if s.endPaging == nil {
+	if s.paging == nil {
 		return
 	}
 	select {
 	case <-s.m.Ended():
 	case <-s.ctx.Done():
 	}
-	s.endPaging()
+	s.paging.End()
 }
 
 // close closes the machine.
 func (s *session) close() error {
-	if s.endPaging != nil {
-		s.endPaging()
+	if s.paging != nil {
+		s.paging.End()
 	}
 	return s.m.Close()
 }

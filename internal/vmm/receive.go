@@ -36,8 +36,10 @@ type ReceiveRequest struct {
 	// Trusted lets the offer say which files and network interfaces of this host the
 	// guest gets. Otherwise Disks and Taps have to name them all.
 	Trusted bool
-	// Told, if set, is told how the migration stands.
+	// Told, if set, is told how the migration stands, and Note what becomes of disks
+	// that come, for people.
 	Told func(handover.Phase, string)
+	Note func(text string)
 }
 
 // Receive makes the VM, which must not have been configured, the place for a guest that
@@ -53,16 +55,17 @@ type incoming struct {
 	r     ReceiveRequest
 	m     *machine.Machine
 	begun bool
-	// disks come with the guest.
-	disks comingDisks
+	// disks come with the guest. abandon is done if it does not come.
+	disks   comingDisks
+	abandon sync.Once
 	// skew is how far this host's clock is ahead of the source's.
 	skew time.Duration
-	// endPaging is set by Paged, before the verdict.
-	endPaging func()
-	prepared  chan prepared
-	judge     sync.Once
-	verdict   chan bool
-	launched  chan error
+	// paging is set by Paged, before the verdict.
+	paging   *live.Paging
+	prepared chan prepared
+	judge    sync.Once
+	verdict  chan bool
+	launched chan error
 }
 
 type prepared struct {
@@ -132,7 +135,7 @@ func (i *incoming) start(o *offered, disks []live.OfferedDisk) error {
 		}
 		v.tell(Event{Kind: EventArrived, Path: i.r.From})
 		s := newSession(m)
-		s.endPaging = i.endPaging
+		s.paging = i.paging
 		return v.launch(s, phase)
 	})
 	if !told {
@@ -286,13 +289,16 @@ func (i *incoming) TakeLocks() error {
 
 // DropLocks is that of live.Incoming. The machine was closed, and the locks dropped, by
 // Destroy; that the guest is not this host's is in the journal.
-func (i *incoming) DropLocks() error { return i.disks.remove() }
+func (i *incoming) DropLocks() error { return i.disks.remove(i.r.KeepPartial) }
 
 // Run is that of live.Incoming.
 func (i *incoming) Run() error {
 	i.judge.Do(func() { i.verdict <- true })
 	err := <-i.launched
 	i.launched <- err
+	if err == nil {
+		i.disks.close()
+	}
 	return err
 }
 
@@ -305,5 +311,5 @@ func (i *incoming) Destroy() {
 	err := <-i.launched
 	i.launched <- err
 	// What cannot be removed is in the way of the next attempt, which says so.
-	_ = i.disks.abandon(i.r.KeepPartial)
+	i.abandon.Do(func() { _ = i.disks.abandon(i.r.KeepPartial, i.note) })
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/godwit-vmm/godwit/devices/virtio/net/pcap"
 	"github.com/godwit-vmm/godwit/kvm"
 	"github.com/godwit-vmm/godwit/machine"
+	"github.com/godwit-vmm/godwit/migrate/live"
 )
 
 // Phase is where in its life a guest is.
@@ -158,8 +159,8 @@ type session struct {
 	// tracked is nil unless the guest's writes since a snapshot are logged. Who
 	// holds VM.op may use it.
 	tracked *tracked
-	// endPaging, if set, ends the bringing of memory from another host.
-	endPaging func()
+	// paging, if set, brings memory from another host.
+	paging *live.Paging
 	// usage is nil unless somebody wants to know what memory the guest uses.
 	usage *usage
 }

@@ -24,10 +24,10 @@ type Incoming interface {
 	// Disks are where the offer's disks go to, after Prepare. They are not used any more
 	// when Load is called, nor when Destroy is.
 	Disks() []IncomingDisk
-	// Paged is called before Load if not all of the memory will have come then. The
-	// guest calls end when it has ended, before it waits for its processors and devices,
-	// which may wait for memory; it may be called twice.
-	Paged(end func())
+	// Paged is called before Load if not all of the memory will have come then. When the
+	// guest has ended, it calls the Paging's End, before it waits for its processors and
+	// devices, which may wait for memory.
+	Paged(p *Paging)
 	// Missing is told, from any goroutine, why the guest that runs does not get memory
 	// that it may wait for: for now, or, if lost, for good. Then it is to end.
 	Missing(why error, lost bool)
@@ -59,7 +59,7 @@ type destination struct {
 	machine  handover.Destination
 	receiver *stream.Receiver
 	// paging is nil unless the guest may run before its memory is there.
-	paging *paging
+	paging *Paging
 	disks  incomingDisks
 	// memory ends when no more memory is taken.
 	memory  context.Context
@@ -173,7 +173,7 @@ func (d *destination) destroy() {
 	d.changed.Broadcast()
 	d.stopServing()
 	d.serving.Wait()
-	d.paging.end() // whom Load may wait for
+	d.paging.End() // whom Load may wait for
 	d.loading.Lock()
 	defer d.loading.Unlock()
 	d.gone = true

@@ -21,8 +21,9 @@ import (
 // when that has ended.
 type DiskFile struct {
 	path string
-	file *os.File // nil after Commit or Close
-	// id is what file it is, so that another one with its name is not removed.
+	file *os.File // nil after Close
+	// id is what file it is, so that another one with its name is not removed: as long
+	// as it is open, no other file can be taken for it.
 	id fs.FileInfo
 	// leftover is set if it had contents before.
 	leftover, committed bool
@@ -185,7 +186,8 @@ func (d *DiskFile) Commit() error {
 		return fmt.Errorf("give a disk its name: %w", err)
 	}
 	d.committed = true
-	return errors.Join(d.Close(), durable.SyncPath(filepath.Dir(d.path)))
+	unlock := unix.Flock_t{Type: unix.F_UNLCK, Whence: io.SeekStart}
+	return errors.Join(unix.FcntlFlock(d.file.Fd(), unix.F_OFD_SETLK, &unlock), durable.SyncPath(filepath.Dir(d.path)))
 }
 
 // rename changes the name of a file to one that there is not.
@@ -201,6 +203,20 @@ func rename(from, to string) error {
 	return os.Remove(from)
 }
 
+// Withdraw undoes Commit, for a guest that does not run here after all, and closes the
+// file, which is a leftover from now on.
+func (d *DiskFile) Withdraw() error {
+	if d.file == nil || !d.committed {
+		return nil
+	}
+	now, err := os.Lstat(d.path)
+	if err == nil && os.SameFile(now, d.id) {
+		err = rename(d.path, d.Interim())
+	}
+	d.committed = false
+	return errors.Join(err, d.Close())
+}
+
 // Committed says whether the file has the name of the disk.
 func (d *DiskFile) Committed() bool { return d.committed }
 
@@ -214,8 +230,11 @@ func (d *DiskFile) Close() error {
 	return f.Close()
 }
 
-// Remove closes and removes the file, whatever its name is.
+// Remove removes and closes the file, whatever its name is. After Close it does nothing.
 func (d *DiskFile) Remove() error {
+	if d.file == nil {
+		return nil
+	}
 	path := d.Interim()
 	if d.committed {
 		path = d.path

@@ -126,6 +126,26 @@ func TestDiskFileTaken(t *testing.T) {
 	}
 }
 
+// TestDiskFileWithdraw: a disk that has its name already is a leftover again.
+func TestDiskFileWithdraw(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk.img")
+	f := createDisk(t, path)
+	if _, err := f.WriteAt([]byte("x"), 5); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(f.Commit(), f.Withdraw()); err != nil {
+		t.Fatal(err)
+	}
+	if exists(t, path) || f.Committed() {
+		t.Error("it has the disk's name")
+	}
+	f = createDisk(t, path)
+	p := make([]byte, 1)
+	if _, err := f.ReadAt(p, 5); err != nil || p[0] != 'x' || !f.Leftover() {
+		t.Errorf("the next attempt finds %q, %v", p, err)
+	}
+}
+
 // TestDiskFileLeftover: what was there is kept, and has the size of the disk.
 func TestDiskFileLeftover(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk.img")

@@ -107,7 +107,7 @@ func (i *fakeIncoming) Run() error                           { i.set(func() { i.
 func (i *fakeIncoming) Destroy()                             { i.set(func() { i.gone = true }) }
 func (i *fakeIncoming) Died() <-chan struct{}                { return i.died }
 func (i *fakeIncoming) Tell(handover.Phase, string)          {}
-func (i *fakeIncoming) Paged(func())                         {}
+func (i *fakeIncoming) Paged(*Paging)                        {}
 func (i *fakeIncoming) Missing(error, bool)                  {}
 func (i *fakeIncoming) Load(state []byte) error {
 	i.set(func() { i.state = bytes.Clone(state); i.loads++ })

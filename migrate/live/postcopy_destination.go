@@ -21,9 +21,9 @@ const pagingWorkers = 32
 // errPagingOver is why nothing is brought any more.
 var errPagingOver = errors.New("the migration has ended")
 
-// paging brings the memory of a guest that runs before all of it is there. Nothing here
-// touches that memory: see package uffd.
-type paging struct {
+// Paging brings the memory of a guest that runs before all of it is there. Nothing here
+// touches that memory: see package uffd. Any goroutine may call its methods.
+type Paging struct {
 	d       *destination
 	mem     *memory.Guest
 	fetcher *stream.Fetcher
@@ -43,9 +43,30 @@ type paging struct {
 	// ended is set, and over closed, when nothing is brought any more.
 	ended bool
 	over  chan struct{}
-	// started is set when the guest runs. lost is why the memory cannot come.
-	started bool
-	lost    error
+	// started is set when the guest runs. cut is why there was no connection the last
+	// time that there was none, and lost why the memory cannot come.
+	started   bool
+	cut, lost error
+}
+
+// Left is how many bytes of the memory have not come.
+func (p *Paging) Left() uint64 { return p.fetcher.Left() }
+
+// Waits is why none of the memory comes that the guest may wait for; nil while it comes,
+// and when all is there.
+func (p *Paging) Waits() error {
+	linked := p.fetcher.Linked()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.ended:
+		return nil
+	case p.lost != nil:
+		return p.lost
+	case linked:
+		return nil
+	}
+	return p.cut
 }
 
 // checkPaging says why a guest cannot run here before all of its memory has come.
@@ -60,15 +81,15 @@ func checkPaging(mem *memory.Guest) error {
 	return fd.Close()
 }
 
-func newPaging(ctx context.Context, d *destination, mem *memory.Guest) *paging {
-	p := &paging{d: d, mem: mem, told: make(chan struct{}), over: make(chan struct{})}
+func newPaging(ctx context.Context, d *destination, mem *memory.Guest) *Paging {
+	p := &Paging{d: d, mem: mem, told: make(chan struct{}), over: make(chan struct{})}
 	p.links, p.hangUp = context.WithCancelCause(ctx)
 	p.fetcher = stream.NewFetcher(mem.Size(), d.server.Waits.Ready, p.prepare)
 	return p
 }
 
 // serve takes one of the connections.
-func (p *paging) serve(conn net.Conn, index uint16) {
+func (p *Paging) serve(conn net.Conn, index uint16) {
 	defer conn.Close()
 	if index == pushedIndex {
 		// What is wrong with it the source finds out, too, and dials both again.
@@ -82,23 +103,40 @@ func (p *paging) serve(conn net.Conn, index uint16) {
 	case errors.Is(err, stream.ErrPagesLost):
 		p.lose(err)
 	default:
-		p.mu.Lock()
-		waits := p.started && !p.ended
-		p.mu.Unlock()
-		if waits {
-			p.d.in.Missing(fmt.Errorf("the guest stands still where it needs one of the %d bytes of its memory that are still at its source: %w", p.fetcher.Left(), err), false)
-		}
+		p.unlinked(err)
+	}
+}
+
+// unlinked notes why nothing can be asked for, until the source has dialed again.
+func (p *Paging) unlinked(err error) {
+	if p.fetcher.Linked() {
+		return // it has
+	}
+	p.mu.Lock()
+	p.cut = fmt.Errorf("the guest stands still where it needs one of the %d bytes of its memory that are still at its source: %w", p.fetcher.Left(), err)
+	tell := p.started && !p.ended
+	err = p.cut
+	p.mu.Unlock()
+	if tell {
+		p.d.in.Missing(err, false)
 	}
 }
 
 // prepare is the fetcher's: it makes the pages missing, and begins to bring them.
-func (p *paging) prepare(missing []uint64) (stream.Sink, error) {
+func (p *Paging) prepare(missing []uint64) (stream.Sink, error) {
 	d := p.d
 	if err := d.awaitMemory(); err != nil {
 		return nil, err
 	}
 	d.loading.Lock()
 	defer d.loading.Unlock()
+	d.mu.Lock()
+	stated := d.stated
+	d.mu.Unlock()
+	if stated {
+		// The guest may run by now, in memory that is not to be discarded any more.
+		return nil, errors.New("the source sent its list of pages after the state")
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if d.gone || p.ended {
@@ -133,12 +171,12 @@ func (p *paging) prepare(missing []uint64) (stream.Sink, error) {
 		case <-p.over:
 		}
 	}()
-	d.in.Paged(p.end)
+	d.in.Paged(p)
 	return p.server, nil
 }
 
 // open makes the userfaultfd and its server.
-func (p *paging) open(missing []uint64) error {
+func (p *Paging) open(missing []uint64) error {
 	fd, err := uffd.Open(uffd.Options{})
 	if err != nil {
 		return err
@@ -162,7 +200,7 @@ func (p *paging) open(missing []uint64) error {
 }
 
 // complete makes the memory one like any other: all of it is there.
-func (p *paging) complete() {
+func (p *Paging) complete() {
 	p.mu.Lock()
 	if p.ended {
 		p.mu.Unlock()
@@ -180,9 +218,9 @@ func (p *paging) complete() {
 	p.close()
 }
 
-// end is for a guest that has ended, or is not to run here: who waits for a page fails,
-// and nobody touches the memory from here when it returns.
-func (p *paging) end() {
+// End is for a guest that has ended, or is not to run here: who waits for a page fails,
+// and nobody touches the memory from here when it returns. It may be called twice.
+func (p *Paging) End() {
 	if p == nil {
 		return
 	}
@@ -205,7 +243,7 @@ func (p *paging) end() {
 
 // giveUp has those fail who wait for a page that has not come, or will. Pages that never
 // held anything are zeros.
-func (p *paging) giveUp() error {
+func (p *Paging) giveUp() error {
 	for _, m := range uffd.Of(p.mem) {
 		for at := uint64(0); at < m.Size; at += m.PageSize {
 			first := at
@@ -225,7 +263,7 @@ func (p *paging) giveUp() error {
 }
 
 // close ends the server. The caller holds mu.
-func (p *paging) close() {
+func (p *Paging) close() {
 	p.ended = true
 	if p.server != nil {
 		p.stop()
@@ -239,7 +277,7 @@ func (p *paging) close() {
 }
 
 // lose tells that the memory will never come.
-func (p *paging) lose(err error) {
+func (p *Paging) lose(err error) {
 	p.mu.Lock()
 	if p.ended || p.lost != nil {
 		p.mu.Unlock()
@@ -256,22 +294,25 @@ func (p *paging) lose(err error) {
 }
 
 // start notes that the guest runs.
-func (p *paging) start() {
+func (p *Paging) start() {
 	if p == nil {
 		return
 	}
 	p.mu.Lock()
 	p.started = true
-	err := p.lost
+	cut, lost := p.cut, p.lost
 	p.mu.Unlock()
-	if err != nil {
-		p.d.in.Missing(err, true)
+	switch {
+	case lost != nil:
+		p.d.in.Missing(lost, true)
+	case cut != nil && !p.fetcher.Linked():
+		p.d.in.Missing(cut, false)
 	}
 }
 
 // wait returns when all of the guest's memory is there and the source knows, or when the
 // guest or ctx has ended.
-func (p *paging) wait(ctx context.Context) {
+func (p *Paging) wait(ctx context.Context) {
 	if p == nil {
 		return
 	}

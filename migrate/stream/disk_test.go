@@ -76,13 +76,19 @@ func connected(t testing.TB) (here, there net.Conn) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if here, err = net.Dial("tcp", l.Addr().String()); err == nil {
-		there, err = l.Accept()
-	}
-	if err != nil {
+	if here, err = net.Dial("tcp", l.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
-	return here, there
+	for {
+		if there, err = l.Accept(); err != nil {
+			t.Fatal(err)
+		}
+		if there.RemoteAddr().String() == here.LocalAddr().String() {
+			return here, there
+		}
+		// Another program's, which dials a port that was somebody else's before.
+		there.Close()
+	}
 }
 
 // diskContents has zeros, short and long, and a last sector that is no whole page.
@@ -289,4 +295,33 @@ func FuzzDisk(f *testing.F) {
 		f.Add(p)
 	}
 	f.Fuzz(func(_ *testing.T, p []byte) { _ = serveDisk(p) })
+}
+
+// FuzzDiskAnswers has a hostile destination answer a source.
+func FuzzDiskAnswers(f *testing.F) {
+	ack := func(n, length uint64) []byte { return header{kind: kindAck, offset: n, length: length}.append(nil) }
+	diff := func(n int) []byte {
+		p := make([]byte, n)
+		return append(header{kind: kindDiff, length: 2 * DiskBlock, wire: uint32(n), sum: checksum(p)}.append(nil), p...)
+	}
+	f.Add(bytes.Join([][]byte{diff(8), ack(1, 0), ack(2, finished)}, nil))
+	f.Add(diff(16))
+	f.Add(header{kind: kindDiff, length: 2 * DiskBlock, wire: 1 << 31}.append(nil))
+	f.Add(append(diff(8), ack(7, 0)...))
+	f.Add(appendFail(nil, "no space left"))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, p []byte) {
+		s := NewDiskSender(&script{Reader: bytes.NewReader(p)}, SenderOptions{})
+		defer s.Close()
+		read := func(p []byte, _ uint64) error { clear(p); return nil }
+		err := s.Same(t.Context(), 0, 2*DiskBlock, read, func(offset, length uint64) error {
+			if offset+length > 2*DiskBlock || length == 0 {
+				t.Errorf("%d bytes from %d differ", length, offset)
+			}
+			return nil
+		})
+		if err == nil && s.Barrier(t.Context()) == nil {
+			_ = s.Finish(t.Context())
+		}
+	})
 }

@@ -73,6 +73,13 @@ func (f *Fetcher) Over() <-chan struct{} { return f.over }
 // Left is how many bytes have not come.
 func (f *Fetcher) Left() uint64 { return uint64(f.left.Load()) * memory.PageSize }
 
+// Linked says whether there is a connection that pages are asked for on.
+func (f *Fetcher) Linked() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.asked != nil
+}
+
 // Page waits until a page has come, and asks for it. It is that of uffd.Source: nil is a
 // page that is not missing any more.
 func (f *Fetcher) Page(ctx context.Context, offset uint64) ([]byte, error) {

@@ -105,7 +105,9 @@ func (r *Rest) Serve(ctx context.Context, asked, pushed net.Conn) error {
 	called := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	hungUp := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
+		defer close(hungUp)
 		p.hangUp()
 		_ = a.SetReadDeadline(past)
 	})
@@ -132,10 +134,25 @@ func (r *Rest) Serve(ctx context.Context, asked, pushed net.Conn) error {
 		err = context.Cause(ctx)
 	}
 	if called.Err() != nil {
-		c := channel{asked, min(r.stall, time.Second)}
-		_, _ = c.Write(appendFail(nil, err.Error())) // the caller has the error too
+		<-hungUp
+		sayLast(channel{asked, min(r.stall, lastTime)}, err)
 	}
 	return fmt.Errorf("send the rest of guest memory: %w", err)
+}
+
+// lastTime is how long a peer may take to hear why a connection ends.
+const lastTime = 5 * time.Second
+
+// sayLast says why there are no more pages, and waits until the destination has hung up: a
+// connection that is closed with something on it that was not read, such as its last
+// questions, is reset, and what was said is lost.
+func sayLast(c channel, err error) {
+	if _, err := c.Write(appendFail(nil, err.Error())); err != nil {
+		return // the caller has the error
+	}
+	if c.short() == nil {
+		_, _ = io.Copy(io.Discard, c)
+	}
 }
 
 // agree finds out what is missing.

@@ -140,17 +140,7 @@ func (f *fetch) connect(ctx context.Context) (served, asked chan error, cut func
 
 func tcpPair(t testing.TB) (here, there net.Conn) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	if here, err = net.Dial("tcp", l.Addr().String()); err != nil {
-		t.Fatal(err)
-	}
-	if there, err = l.Accept(); err != nil {
-		t.Fatal(err)
-	}
+	here, there = connected(t)
 	t.Cleanup(func() { _, _ = here.Close(), there.Close() })
 	return here, there
 }
@@ -308,6 +298,7 @@ func TestRestLost(t *testing.T) {
 	if err := f.fetcher.Ask(t.Context(), fromA); !errors.Is(err, ErrPagesLost) || !strings.Contains(err.Error(), "the power is off") {
 		t.Errorf("the destination has %v", err)
 	}
+	fromA.Close() // for which the source waits
 	if err := <-served; err == nil || !strings.Contains(err.Error(), "the power is off") {
 		t.Errorf("the source has %v", err)
 	}
