@@ -25,3 +25,6 @@ func (m *Machine) addNets() error {
 	}
 	return nil
 }
+
+// Nets are the network cards in the order of Config.Nets.
+func (m *Machine) Nets() []*virtionet.Device { return m.nets }

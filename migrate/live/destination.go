@@ -87,10 +87,10 @@ type destination struct {
 // ended, or ctx.
 func (d *destination) run(ctx context.Context, c *control) error {
 	mem, err := d.in.Prepare(d.offer)
-	if err == nil {
+	if err == nil && !d.offer.SharesMemory {
 		d.receiver, err = stream.NewReceiver(mem, stream.ReceiverOptions{})
 	}
-	if err == nil && d.offer.PostCopy {
+	if err == nil && d.offer.PostCopy && !d.offer.SharesMemory {
 		if err = checkPaging(mem); err == nil {
 			d.paging = newPaging(ctx, d, mem)
 			defer d.paging.hangUp(errPagingOver)
@@ -128,7 +128,7 @@ func (d *destination) run(ctx context.Context, c *control) error {
 	d.memory = serving
 	d.server.ready(d)
 	d.driver.attach(c)
-	if err := c.sendJSON(frameAnswer, Answer{Host: d.server.Host, Leftover: d.disks.leftover()}); err != nil {
+	if err := c.sendJSON(frameAnswer, Answer{Host: d.server.Host, Shared: d.offer.SharesMemory, Leftover: d.disks.leftover()}); err != nil {
 		_ = c.conn.Close() // which hear finds out
 	}
 	go d.hear(c)
@@ -250,7 +250,7 @@ func (d *destination) load(state []byte) error {
 func (d *destination) awaitMemory() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for d.served < d.offer.Connections+len(d.disks) && d.broken == nil && !d.closing {
+	for d.served < d.connections()+len(d.disks) && d.broken == nil && !d.closing {
 		d.changed.Wait()
 	}
 	return d.broken
@@ -299,7 +299,7 @@ func (d *destination) admit(p stream.Preamble) func(context.Context, net.Conn) e
 		d.serving.Add(1)
 		return disk.Serve
 	}
-	if d.data++; d.data > d.offer.Connections {
+	if d.data++; d.data > d.connections() {
 		return nil
 	}
 	d.serving.Add(1)
