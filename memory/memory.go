@@ -109,7 +109,7 @@ func New(o Options) (*Guest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("memfd for guest memory: %w", err)
 	}
-	g := newGuest(o, fd)
+	g := unmapped(o, fd)
 	err = g.fix()
 	if err == nil {
 		err = g.mapRegions(ranges, o.HugePages)
@@ -123,8 +123,8 @@ func New(o Options) (*Guest, error) {
 	return g, nil
 }
 
-// newGuest is a guest with a memfd, which is not mapped yet.
-func newGuest(o Options, fd int) *Guest {
+// unmapped is a guest with a memfd, which is not mapped yet.
+func unmapped(o Options, fd int) *Guest {
 	g := &Guest{fd: fd, size: o.Size, dirty: NewBitmap(o.Size / PageSize), hostPageSize: PageSize}
 	if o.HugePages {
 		g.hostPageSize = hugePageSize

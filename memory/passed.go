@@ -39,7 +39,7 @@ func newPassed(o Options, ranges []Range) (*Guest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("guest memory that was passed: %w", err)
 	}
-	g := newGuest(o, fd)
+	g := unmapped(o, fd)
 	// As it is to be in the end: what cannot be mapped so fails now.
 	err = g.mapRegions(ranges, o.HugePages)
 	g.private, g.passed = true, true
