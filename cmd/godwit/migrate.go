@@ -87,6 +87,14 @@ before the first byte of memory moves, and says all that is missing.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m.Address, m.Bandwidth = args[1], uint64(bandwidth)
+			if path, ok := strings.CutPrefix(m.Address, "unix:"); ok {
+				// The guest's process dials, which may have been started elsewhere.
+				path, err := filepath.Abs(path)
+				if err != nil {
+					return err
+				}
+				m.Address = "unix:" + path
+			}
 			m.Downtime, m.Timeout = downtime.Milliseconds(), timeout.Milliseconds()
 			if downtime < time.Millisecond {
 				return fmt.Errorf("--downtime %v: want a millisecond or more", downtime)
@@ -157,9 +165,13 @@ func migrateGuest(ctx context.Context, stdout io.Writer, name string, m api.Migr
 
 func printMigration(w io.Writer, name, to string, r *live.Report) error {
 	d := r.Downtime
-	_, err := fmt.Fprintf(w, "%s moved to %s in %v: %s in %d rounds, %s on the wire\n"+
+	how := fmt.Sprintf("%s in %d rounds, %s on the wire", size(r.Bytes), r.Rounds, size(r.Wire))
+	if r.Shared > 0 {
+		how = fmt.Sprintf("%s of memory passed on, none copied", size(r.Shared))
+	}
+	_, err := fmt.Fprintf(w, "%s moved to %s in %v: %s\n"+
 		"it stood still for %v: pause %v, last round %v (%s), state %v, handover %v\n",
-		name, to, r.Total.Round(time.Millisecond), size(r.Bytes), r.Rounds, size(r.Wire),
+		name, to, r.Total.Round(time.Millisecond), how,
 		rounded(d.Total), rounded(d.Pause), rounded(d.LastRound+d.Save), size(d.Rest), rounded(d.State), rounded(d.Handover))
 	return err
 }
