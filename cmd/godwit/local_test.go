@@ -3,13 +3,17 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/godwit-vmm/godwit/internal/testenv"
 	"github.com/godwit-vmm/godwit/migrate/live"
+	"golang.org/x/sys/unix"
 )
 
 // TestMigrateLocal moves a guest from process to process on one host: it keeps its name,
@@ -111,4 +115,47 @@ func TestMigrateLocalStaying(t *testing.T) {
 		}
 		s.sound(name)
 	}
+}
+
+// TestMigrateLocalNet: the tap interface goes with the guest, and is there all the time.
+func TestMigrateLocalNet(t *testing.T) {
+	if os.Getuid() != 0 {
+		testenv.Lacks(t, "making tap interfaces needs root")
+	}
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		testenv.Lacks(t, "no tap interfaces here: %v", err)
+	}
+	// Without Unlock: the thread ends with the test, and what it starts is there, too.
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+	s := newSite(t)
+	s.boot("web", "--net", "tap", "--net", "tap:vm7,queues=2")
+	index := func(name string) int {
+		i, err := net.InterfaceByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return i.Index
+	}
+	was := [2]int{index("godwit0"), index("vm7")}
+	at := "unix:" + filepath.Join(s.dir, "receive")
+	r := s.receive("--listen", at, "--disk", "7=/no/such/disk")
+	s.refuses(`no disk "7"`, "migrate", "web", at)
+	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	r.end()
+	pid := s.state("web").PID
+	s.receive("--listen", at)
+	s.must("migrate", "web", at)
+	s.await("the old process ends", func() bool {
+		_, err := os.Stat(fmt.Sprintf("/proc/%d/fd/0", pid))
+		return err != nil
+	})
+	if is := [2]int{index("godwit0"), index("vm7")}; is != was {
+		t.Errorf("the interfaces were %v and are %v", was, is)
+	}
+	s.sound("web")
 }
