@@ -125,6 +125,9 @@ func (v *VM) move(ctx context.Context, s *session, r MigrateRequest) (live.Repor
 		Journal: r.Journal, Progress: r.Progress, Orders: r.Orders, Died: s.m.Ended(),
 	})
 	if err == nil || errors.Is(err, live.ErrInDoubt) || errors.Is(err, live.ErrLost) {
+		if len(files) > 0 {
+			release(s.m)
+		}
 		return report, err
 	}
 	// It would only cost the guest speed.
