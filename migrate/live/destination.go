@@ -237,7 +237,7 @@ func (d *destination) load(state []byte) error {
 	d.loading.Lock()
 	defer d.loading.Unlock()
 	if d.gone {
-		return errors.New("the migration was called off")
+		return errCalledOff
 	}
 	began := time.Now()
 	err := d.in.Load(state)
@@ -253,8 +253,13 @@ func (d *destination) awaitMemory() error {
 	for d.served < d.connections()+len(d.disks) && d.broken == nil && !d.closing {
 		d.changed.Wait()
 	}
+	if d.closing && d.broken == nil {
+		return errCalledOff
+	}
 	return d.broken
 }
+
+var errCalledOff = errors.New("the migration was called off")
 
 // serve takes memory, or a disk, from a connection, until the source has sent all.
 func (d *destination) serve(ctx context.Context, conn net.Conn, p stream.Preamble, in func()) {
