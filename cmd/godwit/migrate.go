@@ -78,9 +78,14 @@ Whatever goes wrong before that, or Ctrl-C, leaves it where it is. Once this hos
 the guest go, only the other one decides: should that not answer, the guest is in doubt,
 runs nowhere, and this command goes on asking; see "godwit migration".
 
+To another godwit on this host, at unix:PATH, memory is passed as it is, and nothing is
+copied: the guest stands still for milliseconds, and keeps its name and its network. So
+a guest gets a newer godwit.
+
 Disks have to be on storage that both hosts have. The other host checks everything
 before the first byte of memory moves, and says all that is missing.`,
 		Example: `  godwit migrate web 10.0.0.2:7000 --tls-cert host1.pem --tls-key host1.key --tls-ca ca.pem
+  godwit migrate web unix:/run/upgrade.sock              to another godwit on this host
   godwit migrate web 127.0.0.1:7000                      a receiver on this host, or through a tunnel
   godwit migrate web 10.0.0.2:7000 --bandwidth 50M --downtime 100ms --auto-converge
   godwit migrate web 10.0.0.2:7000 --json | jq .report.downtime`,

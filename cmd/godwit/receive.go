@@ -41,6 +41,10 @@ then name the disks and network interfaces that the guest gets here. Without TLS
 have to be given with --disk and --tap, and only addresses of this host itself are
 listened on, unless --insecure is given.
 
+At unix:PATH a guest of this user comes from another godwit on this host, without a copy
+of its memory. It brings its disks, its network and its name along: nothing has to be
+given.
+
 A guest whose migration fails is still the other host's, and can come again. This
 process becomes that of the guest when it has come, and its console is here.
 
@@ -50,6 +54,7 @@ it all goes on in the background, and messages go to receive.log in the folder f
 godwit's state; the address that is listened on is printed.`,
 		Example: `  godwit receive --listen 0.0.0.0:7000 --tls-cert host2.pem --tls-key host2.key --tls-ca ca.pem
   godwit receive --listen 127.0.0.1:7000 --name web2 --disk 0=/images/web.img
+  godwit receive --listen unix:/run/upgrade.sock --detach
   godwit receive --listen 10.0.0.2:7000 --stay --detach --tls-cert host2.pem --tls-key host2.key --tls-ca ca.pem`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
