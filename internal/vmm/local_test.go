@@ -60,7 +60,7 @@ func guestMappings(t *testing.T) int {
 func TestMigrateLocal(t *testing.T) {
 	const moves, size = 20, 1 << 30
 	here, there := newLocalHost(t), newLocalHost(t)
-	f := newVM(t, kernel(t)(micro.Check(16<<20, size, 64<<10, micro.Forever, nil)), nil)
+	f := newVM(t, kernel(t)(micro.Check(16<<20, size, 256<<10, micro.Forever, nil)), nil)
 	f.must(f.Configure(func(c *Config) error {
 		c.CPUs, c.Memory = 2, size
 		c.Balloon = &balloon.Config{DeflateOnOOM: true}

@@ -104,31 +104,32 @@ func takeFiles(conn net.Conn) *fileConn {
 	if !ok {
 		return c
 	}
-	if peer := peerOf(local); peer != 0 {
+	if peer, ok := peerOf(local); ok {
 		c.UnixConn, c.peer, c.oob = local, peer, make([]byte, unix.CmsgSpace(4*MaxFiles))
 	}
 	return c
 }
 
-// peerOf is the process at the other end, 0 if it is another user's.
-func peerOf(conn *net.UnixConn) int {
+// peerOf is the process at the other end, 0 if it is not seen from here, and whether it is
+// this user's or the administrator's.
+func peerOf(conn *net.UnixConn) (pid int, ok bool) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return 0
+		return 0, false
 	}
 	var peer *unix.Ucred
 	controlled := raw.Control(func(fd uintptr) {
 		peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	})
 	if controlled != nil || err != nil || peer.Uid != 0 && int(peer.Uid) != os.Geteuid() {
-		return 0
+		return 0, false
 	}
-	return int(peer.Pid)
+	return int(peer.Pid), true
 }
 
 // conn is what is to be read from.
 func (c *fileConn) conn() net.Conn {
-	if c.peer == 0 {
+	if c.UnixConn == nil {
 		return c.plain
 	}
 	return c
