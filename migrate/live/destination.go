@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"time"
@@ -109,6 +110,9 @@ func (d *destination) run(ctx context.Context, c *control) error {
 	}
 	defer slot.Close()
 	slot.Peer = c.conn.RemoteAddr().String()
+	if d.offer.Peer != 0 {
+		slot.Peer = fmt.Sprintf("process %d of this host", d.offer.Peer)
+	}
 	d.machine = handover.NewDestination(d.offer.ID, d.offer.Epoch)
 	d.driver = newDriver(part{
 		step: func(e handover.Event) (actions []handover.Action) {
