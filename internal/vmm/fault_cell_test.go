@@ -29,6 +29,9 @@ type cell struct {
 	disk, turn      string
 	kernel          string
 	net             *proxy
+	// addr is where the source finds the destination: the proxy, or in the local scenario
+	// the destination's socket.
+	addr string
 	// onPoint is called when a process stands at its point.
 	onPoint func(*sideProcess, string)
 	// standing is the process that was at the point.
@@ -56,6 +59,16 @@ func newCell(t *testing.T, scenario, point, elf string, slower time.Duration) *c
 		t: t, scenario: scenario, point: point, began: time.Now(), waits: testWaits,
 		dir: dir, disk: filepath.Join(dir, "disk.img"), turn: filepath.Join(dir, "turn"), kernel: elf,
 		net: newProxy(t), killed: make(map[string]bool), changed: make(chan struct{}),
+	}
+	c.addr = c.net.addr()
+	if scenario == localScenario {
+		// The names of tests make paths too long for sockets.
+		short, err := os.MkdirTemp("", "cell-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(short) })
+		c.addr = "unix:" + filepath.Join(short, "receive")
 	}
 	c.waits.Ready, c.waits.Commit = c.waits.Ready*slower, c.waits.Commit*slower
 	for path, size := range map[string]int{c.disk: 1 << 20, c.turn: 0} {

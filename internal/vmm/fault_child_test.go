@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -265,8 +266,15 @@ func (s *faultSide) move(ctx context.Context, session *session) error {
 	if err != nil {
 		return err
 	}
+	o := live.Offer{ID: handover.NewID(), Epoch: epoch, Name: guestName, Guest: offer}
+	if isLocal(s.Addr) {
+		if o.Files, o.SharesMemory, err = passedFiles(session.m); err != nil {
+			return err
+		}
+		defer closeFiles(o.Files)
+	}
 	_, err = live.Migrate(ctx, v.ctx, &watchedGuest{g, s.turn}, live.SourceOptions{
-		Offer: live.Offer{ID: handover.NewID(), Epoch: epoch, Name: guestName, Guest: offer},
+		Offer: o,
 		Addr:  s.Addr, Policy: stream.Policy{Downtime: time.Minute, Rounds: 3}, Waits: s.Waits,
 		Journal: s.journal, Died: session.m.Ended(), Trace: s.trace,
 		Progress: func(p live.Progress) {
@@ -282,7 +290,15 @@ func (s *faultSide) move(ctx context.Context, session *session) error {
 }
 
 func (s *faultSide) beDestination() error {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	network, addr := "tcp", "127.0.0.1:0"
+	if path, local := strings.CutPrefix(s.Addr, "unix:"); local {
+		network, addr = "unix", path
+		// One that was killed has left its own.
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	l, err := net.Listen(network, addr)
 	if err != nil {
 		return err
 	}
