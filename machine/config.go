@@ -3,6 +3,7 @@ package machine
 import (
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/godwit-vmm/godwit/devices/virtio/balloon"
@@ -32,6 +33,10 @@ type Config struct {
 	// memory, its disks inactive, and without a kernel. Load and ActivateDisks
 	// come before Run.
 	Incoming bool
+	// Passed is the memory of a guest that comes from another process of this host
+	// (memory.Guest.Share); nil is empty memory. It may be closed when New returns.
+	// memory.Guest.Adopt comes before Run.
+	Passed *os.File
 	// Cmdline is the kernel command line.
 	Cmdline string
 	// Console and Channel get what the guest writes to its first and second

@@ -5,7 +5,15 @@ import "errors"
 // Load puts a machine that was built with Config.Incoming, and whose memory has come,
 // into the state that the machine had where it comes from. After an error it is of no
 // use any more.
-func (m *Machine) Load(s *State) error { return m.restore(s) }
+//
+// Memory that was passed is as the other process has it then, without what an earlier
+// Load has left there.
+func (m *Machine) Load(s *State) error {
+	if err := m.mem.Renew(); err != nil {
+		return err
+	}
+	return m.restore(s)
+}
 
 // ActivateDisks takes the locks of the disks of a machine that does not run: one that
 // was built with Config.Incoming, or whose disks were deactivated.

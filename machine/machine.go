@@ -167,7 +167,7 @@ func (m *Machine) addMemory() error {
 		return err
 	}
 	var err error
-	o := memory.Options{Size: m.cfg.Memory, HugePages: m.cfg.HugePages, Name: m.cfg.Name}
+	o := memory.Options{Size: m.cfg.Memory, HugePages: m.cfg.HugePages, Name: m.cfg.Name, Passed: m.cfg.Passed}
 	serve := m.cfg.Saved != nil && m.cfg.Saved.Serve != nil
 	if m.cfg.Saved != nil && !serve {
 		o.Saved = m.cfg.Saved.Memory

@@ -34,6 +34,10 @@ type Options struct {
 	// huge pages gets a copy of it, any other a private mapping; nil is a guest
 	// that has not lived yet. Later extents win over earlier ones.
 	Saved []Extent
+	// Passed is the memory of a guest that another process has, as Guest.Share gave it;
+	// nil is new memory. It is used with the size and pages that it was made with. The
+	// caller may close it when New has returned. See Guest.Adopt.
+	Passed *os.File
 }
 
 // Region is one contiguous piece of RAM and its mapping in this process.
@@ -56,8 +60,10 @@ type Guest struct {
 	size    uint64
 	dirty   *Bitmap
 	// private is set for memory that is not the memfd's but a private mapping
-	// of saved memory.
+	// of saved memory, or of a memfd that was passed.
 	private bool
+	// passed is set until a memfd that was passed is adopted.
+	passed bool
 	// saved are the extents of a private mapping, and files the descriptors that
 	// they have, by those that they were given with.
 	saved []Extent
@@ -81,6 +87,9 @@ func New(o Options) (*Guest, error) {
 	if o.HugePages && o.Size%hugePageSize != 0 {
 		return nil, fmt.Errorf("guest memory of %d bytes with huge pages: want a multiple of 2 MiB", o.Size)
 	}
+	if o.Passed != nil {
+		return newPassed(o, ranges)
+	}
 	if o.Saved != nil && !o.HugePages {
 		g := &Guest{fd: -1, size: o.Size, dirty: NewBitmap(o.Size / PageSize), hostPageSize: PageSize, private: true}
 		if err := g.mapSaved(ranges, o.Saved); err != nil {
@@ -100,11 +109,11 @@ func New(o Options) (*Guest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("memfd for guest memory: %w", err)
 	}
-	g := &Guest{fd: fd, size: o.Size, dirty: NewBitmap(o.Size / PageSize), hostPageSize: PageSize}
-	if o.HugePages {
-		g.hostPageSize = hugePageSize
+	g := unmapped(o, fd)
+	err = g.fix()
+	if err == nil {
+		err = g.mapRegions(ranges, o.HugePages)
 	}
-	err = g.mapRegions(ranges, o.HugePages)
 	if err == nil {
 		err = g.copySaved(o.Saved)
 	}
@@ -114,7 +123,17 @@ func New(o Options) (*Guest, error) {
 	return g, nil
 }
 
-func (g *Guest) mapRegions(ranges []Range, huge bool) error {
+// unmapped is a guest with a memfd, which is not mapped yet.
+func unmapped(o Options, fd int) *Guest {
+	g := &Guest{fd: fd, size: o.Size, dirty: NewBitmap(o.Size / PageSize), hostPageSize: PageSize}
+	if o.HugePages {
+		g.hostPageSize = hugePageSize
+	}
+	return g
+}
+
+// fix gives the memfd its size, for good.
+func (g *Guest) fix() error {
 	if err := unix.Ftruncate(g.fd, int64(g.size)); err != nil {
 		return fmt.Errorf("guest memory of %d MiB: %w", g.size>>20, err)
 	}
@@ -124,6 +143,10 @@ func (g *Guest) mapRegions(ranges []Range, huge bool) error {
 	if _, err := unix.FcntlInt(uintptr(g.fd), unix.F_ADD_SEALS, seals); err != nil {
 		return fmt.Errorf("seal guest memory: %w", err)
 	}
+	return nil
+}
+
+func (g *Guest) mapRegions(ranges []Range, huge bool) error {
 	var offset uint64
 	for _, r := range ranges {
 		flags := unix.MAP_SHARED
@@ -141,15 +164,20 @@ func (g *Guest) mapRegions(ranges []Range, huge bool) error {
 		}
 		g.regions = append(g.regions, Region{Range: r, Mem: mem, Offset: offset})
 		offset += r.Size
-		if !huge {
-			// Transparent huge pages are a wish: hosts that do not
-			// grant them to shared memory answer EINVAL.
-			_ = unix.Madvise(mem, unix.MADV_HUGEPAGE)
-		}
-		// Guest memory does not belong in a core dump of the VMM.
-		_ = unix.Madvise(mem, unix.MADV_DONTDUMP)
+		g.advise(mem)
 	}
 	return nil
+}
+
+// advise tells the kernel what a mapping is for.
+func (g *Guest) advise(mem []byte) {
+	if g.hostPageSize == PageSize {
+		// Transparent huge pages are a wish: hosts that do not
+		// grant them to shared memory answer EINVAL.
+		_ = unix.Madvise(mem, unix.MADV_HUGEPAGE)
+	}
+	// Guest memory does not belong in a core dump of the VMM.
+	_ = unix.Madvise(mem, unix.MADV_DONTDUMP)
 }
 
 // copySaved fills the memory.

@@ -148,7 +148,7 @@ func TestMigration(t *testing.T) {
 	}
 	for range n {
 		address := there.address + ":7000"
-		receiver := there.runs("waiting for a guest", nil, "godwit", "receive", "--listen", address, "--insecure",
+		receiver := there.runs("waiting for guests", nil, "godwit", "receive", "--listen", address, "--insecure",
 			"--disk", "0="+sharedDisk, "--tap", "net0=bridge=br0")
 		r := on(t, here.e, nil, "migrate", migrating, address, "--auto-converge", "--downtime", "1s")
 		if r.status != 0 {

@@ -73,21 +73,33 @@ func (r *receiver) takeOne(ctx, waiting context.Context, stop func(), l net.List
 	serving, end := context.WithCancel(ctx)
 	defer end()
 	server := r.server()
+	server.Ended = func(offer live.Offer, state handover.DestinationState, err error) {
+		r.ended(offer, state, err)
+		if state == handover.DestinationDone {
+			end() // nobody will ask any more: others may listen here
+		}
+	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(serving, l) }()
+	var a *arrival
 	select {
+	case a = <-r.came:
 	case err := <-served:
-		return err
+		select {
+		case a = <-r.came:
+			served <- err
+		default:
+			return err
+		}
 	case <-waiting.Done():
 		end()
 		<-served
 		return errors.New("interrupted; no guest came")
-	case a := <-r.came:
-		stop()
-		err := a.run()
-		end()
-		return errors.Join(err, <-served, a.close())
 	}
+	stop()
+	err := a.run()
+	end()
+	return errors.Join(err, <-served, a.close())
 }
 
 // busy says that a guest is coming, or here.
@@ -120,7 +132,7 @@ func (r *receiver) place(offer live.Offer) (live.Incoming, error) {
 	if !n.named {
 		n.name, n.named = offer.Name, true
 	}
-	n.arriving = true
+	n.arriving, n.after = true, offer.Peer
 	if n.vsock == "" && !hasVsock(offer) {
 		n.vsock = vsockOff
 	}
@@ -144,6 +156,8 @@ func (r *receiver) place(offer live.Offer) (live.Incoming, error) {
 	a.h.vm = vmm.New(context.Background(), run, vmm.Config{})
 	request := r.request
 	request.From = offer.Name
+	// The process that has the name, in a folder that is this user's alone, is no stranger.
+	request.Trusted = request.Trusted || i.dir.Aside()
 	request.Told = func(p handover.Phase, reason string) {
 		if reason != "" {
 			fmt.Fprintf(os.Stderr, "godwit: %s: %s: %s\r\n", i.name, p, reason)
@@ -194,6 +208,10 @@ func (a *arrival) Run() error {
 	}
 	// The guest runs. Whoever is told so, which comes next, finds it by its name.
 	<-a.h.listening
+	if err := a.i.dir.Take(); err != nil {
+		// It runs, and that is more.
+		fmt.Fprintf(os.Stderr, "godwit: %v\r\n", err)
+	}
 	a.r.came <- a
 	return nil
 }

@@ -46,6 +46,9 @@ type naming struct {
 	renew func(context.Context, *agent.Client)
 	// arriving guests come from another host, which the journal need not know yet.
 	arriving bool
+	// after is the process of this host that it comes from, which may have the name; 0 is
+	// none.
+	after int
 }
 
 // instance is how others find the guest that this process runs, over reboots.
@@ -113,7 +116,7 @@ func newInstance(n naming) (*instance, error) {
 				return nil, err
 			}
 		}
-		i.dir, err = rundir.Create(n.name)
+		i.dir, err = rundir.CreateAfter(n.name, n.after)
 	} else {
 		i.dir, err = rundir.CreateNumbered(n.name, func(name string) bool { return mayStart(name) == nil })
 	}

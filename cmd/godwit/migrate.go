@@ -78,6 +78,10 @@ Whatever goes wrong before that, or Ctrl-C, leaves it where it is. Once this hos
 the guest go, only the other one decides: should that not answer, the guest is in doubt,
 runs nowhere, and this command goes on asking; see "godwit migration".
 
+To another godwit on this host, at unix:PATH, memory is passed as it is, and nothing is
+copied: the guest stands still for milliseconds, and keeps its name and its network. So
+a guest gets a newer godwit.
+
 Disks have to be on storage that both hosts have, or move with the guest: --with-disks
 copies those that it can write, to where the other host says (godwit receive --disk). The
 other host checks everything before the first byte of memory moves, and says all that is
@@ -88,6 +92,7 @@ down with --auto-converge; with --postcopy auto it runs on at the other host bef
 its memory is there, which then comes as it is needed. While it does, the guest needs both
 hosts: should this one be lost, so is the guest.`,
 		Example: `  godwit migrate web 10.0.0.2:7000 --tls-cert host1.pem --tls-key host1.key --tls-ca ca.pem
+  godwit migrate web unix:/run/upgrade.sock              to another godwit on this host
   godwit migrate web 127.0.0.1:7000                      a receiver on this host, or through a tunnel
   godwit migrate web 10.0.0.2:7000 --bandwidth 50M --downtime 100ms --auto-converge
   godwit migrate web 10.0.0.2:7000 --with-disks --bandwidth 100M
@@ -96,6 +101,14 @@ hosts: should this one be lost, so is the guest.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m.Address, m.Bandwidth = args[1], uint64(bandwidth)
+			if path, ok := strings.CutPrefix(m.Address, "unix:"); ok {
+				// The guest's process dials, which may have been started elsewhere.
+				path, err := filepath.Abs(path)
+				if err != nil {
+					return err
+				}
+				m.Address = "unix:" + path
+			}
 			m.Downtime, m.Timeout = downtime.Milliseconds(), timeout.Milliseconds()
 			if downtime < time.Millisecond {
 				return fmt.Errorf("--downtime %v: want a millisecond or more", downtime)
@@ -168,9 +181,13 @@ func migrateGuest(ctx context.Context, stdout io.Writer, name string, m api.Migr
 
 func printMigration(w io.Writer, name, to string, r *live.Report) error {
 	d := r.Downtime
-	_, err := fmt.Fprintf(w, "%s moved to %s in %v: %s in %d rounds, %s on the wire\n"+
+	how := fmt.Sprintf("%s in %d rounds, %s on the wire", size(r.Bytes), r.Rounds, size(r.Wire))
+	if r.Shared > 0 {
+		how = fmt.Sprintf("%s of memory passed on, none copied", size(r.Shared))
+	}
+	_, err := fmt.Fprintf(w, "%s moved to %s in %v: %s\n"+
 		"it stood still for %v: pause %v, last round %v (%s), state %v, handover %v\n",
-		name, to, r.Total.Round(time.Millisecond), size(r.Bytes), r.Rounds, size(r.Wire),
+		name, to, r.Total.Round(time.Millisecond), how,
 		rounded(d.Total), rounded(d.Pause), rounded(d.LastRound+d.Save), size(d.Rest), rounded(d.State), rounded(d.Handover))
 	if s := r.Disks; err == nil && s != (stream.DiskStats{}) {
 		_, err = fmt.Fprintf(w, "disks: %s, %s of it while it stood still; %s were zeros, %s were there already\n",

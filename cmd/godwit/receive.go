@@ -49,6 +49,10 @@ guest is about to run, and ends in .incoming before. When the migration fails it
 removed, unless --keep-partial is given: then the next attempt sends only what is not in
 it.
 
+At unix:PATH a guest of this user comes from another godwit on this host, without a copy
+of its memory. It brings its disks, its network and its name along: nothing has to be
+given.
+
 A guest whose migration fails is still the other host's, and can come again. This
 process becomes that of the guest when it has come, and its console is here.
 
@@ -59,6 +63,7 @@ godwit's state; the address that is listened on is printed.`,
 		Example: `  godwit receive --listen 0.0.0.0:7000 --tls-cert host2.pem --tls-key host2.key --tls-ca ca.pem
   godwit receive --listen 127.0.0.1:7000 --name web2 --disk 0=/images/web.img
   godwit receive --listen 127.0.0.1:7000 --disk-folder /images --keep-partial
+  godwit receive --listen unix:/run/upgrade.sock --detach
   godwit receive --listen 10.0.0.2:7000 --stay --detach --tls-cert host2.pem --tls-key host2.key --tls-ca ca.pem`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -129,6 +129,8 @@ type traveller struct {
 	memory uint64
 	// secure are the flags about TLS of godwit receive and godwit migrate.
 	secure []string
+	// local has it move within this host, by a unix socket.
+	local bool
 
 	at   *child
 	name string // of the guest, where it is
@@ -140,7 +142,7 @@ var (
 	// godwit's are no part.
 	saidReady = regexp.MustCompile(`(?m)^\.`)
 	// saidAddress is what godwit receive says.
-	saidAddress = regexp.MustCompile(`waiting for a guest at (\S+)\n`)
+	saidAddress = regexp.MustCompile(`waiting for guests at (\S+)\n`)
 )
 
 // startTraveller starts a guest and waits until ready matches what is on its console; nil
@@ -217,8 +219,7 @@ type hop struct {
 // move has the guest move to another process, with flags for godwit migrate. If it does
 // not, it is where it was.
 func (t *traveller) move(ctx context.Context, flags ...string) (*hop, error) {
-	next := t.nameAt(t.hops + 1)
-	receive := append([]string{t.godwit, "receive", "--allow-software-kvm", "--listen", "127.0.0.1:0", "--name", next}, t.secure...)
+	receive := append([]string{t.godwit, "receive", "--allow-software-kvm"}, append(t.receiving(), t.secure...)...)
 	to, match, err := startChild(ctx, saidAddress, receive...)
 	if err != nil {
 		return nil, err
@@ -238,8 +239,11 @@ func (t *traveller) move(ctx context.Context, flags ...string) (*hop, error) {
 		return nil, err
 	}
 	h.whole = c.wall
-	t.at, t.name = to, next
 	t.hops++
+	t.at = to
+	if !t.local {
+		t.name = t.nameAt(t.hops)
+	}
 	return h, nil
 }
 
@@ -263,6 +267,9 @@ func readHop(text string) (*hop, error) {
 		case s.Progress.Phase == live.PhaseStop && to == 0:
 			to = s.Progress.Elapsed
 		}
+	}
+	if h.Shared > 0 {
+		return h, nil
 	}
 	if h.Report.Total == 0 || from == 0 || to <= from {
 		return nil, fmt.Errorf("godwit migrate has not said when the guest was copied: %s", tail(text))

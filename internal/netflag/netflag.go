@@ -196,6 +196,11 @@ func parseForward(text string) (f user.Forward, err error) {
 // name. It may be called on another goroutine while the machine is made: for
 // user networking it waits some milliseconds for another process.
 func (n Net) Open(name string, index int, capture *pcap.File, warn func(error)) (*net.Device, error) {
+	return n.OpenOn(n.backend, name, index, capture, warn)
+}
+
+// OpenOn is Open with a back end of the caller's making.
+func (n Net) OpenOn(backend func(net.MAC) (net.Backend, error), name string, index int, capture *pcap.File, warn func(error)) (*net.Device, error) {
 	c := net.Config{MAC: n.MAC, Receive: n.Receive, Send: n.Send, Warn: warn}
 	if c.MAC == (net.MAC{}) {
 		c.MAC = net.DefaultMAC(name, index)
@@ -206,7 +211,7 @@ func (n Net) Open(name string, index int, capture *pcap.File, warn func(error)) 
 			return nil, err
 		}
 	}
-	if c.Backend, err = n.backend(c.MAC); err != nil {
+	if c.Backend, err = backend(c.MAC); err != nil {
 		return nil, err
 	}
 	return net.New(c)

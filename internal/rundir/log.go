@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"sync"
 )
 
@@ -26,7 +25,7 @@ type Log struct {
 
 // OpenLog makes a log.
 func (d *Dir) OpenLog(file string) (*Log, error) {
-	l := &Log{path: filepath.Join(d.path, file)}
+	l := &Log{path: d.Path(file)}
 	if err := l.open(); err != nil {
 		return nil, err
 	}

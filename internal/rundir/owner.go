@@ -17,7 +17,20 @@ type Dir struct {
 	info Info
 	base string
 	lock *os.File
+	// after is the process that has the name, if the folder is aside; else 0.
+	after int
 }
+
+func newDir(base, name string) *Dir {
+	return &Dir{base: base, info: Info{Name: name, PID: os.Getpid(), Started: time.Now().UTC()}}
+}
+
+// place is where others look for the folder.
+func (d *Dir) place() string { return filepath.Join(d.base, d.info.Name) }
+
+// Path is the path of a file in the folder. Only this process can use it, and only until
+// Close; it stays right when the folder gets another place, or another one gets its place.
+func (d *Dir) Path(file string) string { return d.within(file) }
 
 // Create makes the folder of a machine. The error wraps ErrRunning if there is a
 // machine of this name.
@@ -29,7 +42,7 @@ func Create(name string) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Dir{base: base, info: Info{Name: name, PID: os.Getpid(), Started: time.Now().UTC()}}
+	d := newDir(base, name)
 	if err := underLock(base, d.make); err != nil {
 		return nil, fmt.Errorf("machine %s: %w", name, err)
 	}
@@ -62,7 +75,7 @@ func CreateNumbered(name string, may func(name string) bool) (*Dir, error) {
 // make makes the folder in the place of one that a process left which was
 // killed. The caller holds the lock of the base.
 func (d *Dir) make() error {
-	path := filepath.Join(d.base, d.info.Name)
+	path := d.place()
 	err := os.Mkdir(path, 0o700)
 	if errors.Is(err, fs.ErrExist) {
 		if err = clear(path); err == nil {
@@ -72,13 +85,18 @@ func (d *Dir) make() error {
 	if err != nil {
 		return err
 	}
+	return d.open(path)
+}
+
+// open fills the folder at path, which is new.
+func (d *Dir) open(path string) (err error) {
 	if d.folder, err = openFolder(path); err != nil {
 		return err
 	}
 	// The lock last: a machine whose lock is held has all the rest.
 	err = d.save()
 	if err == nil {
-		d.lock, err = os.OpenFile(filepath.Join(path, lockFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		d.lock, err = os.OpenFile(d.Path(lockFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	}
 	if err == nil {
 		err = unix.FcntlFlock(d.lock.Fd(), unix.F_OFD_SETLK, whole())
@@ -104,7 +122,7 @@ func clear(path string) error {
 	return os.RemoveAll(path)
 }
 
-func (d *Dir) save() error { return writeJSON(filepath.Join(d.path, infoFile), d.info) }
+func (d *Dir) save() error { return writeJSON(d.Path(infoFile), d.info) }
 
 // Name of the machine.
 func (d *Dir) Name() string { return d.info.Name }
@@ -129,22 +147,26 @@ func (d *Dir) SetArriving(arriving bool) error {
 
 // SetUp tells others that the guest is up. What is said of it is for whoever asks
 // by VM.Up.
-func (d *Dir) SetUp(guest any) error { return writeJSON(filepath.Join(d.path, upFile), guest) }
+func (d *Dir) SetUp(guest any) error { return writeJSON(d.Path(upFile), guest) }
 
 // SetDown tells others that the guest is not up any more.
 func (d *Dir) SetDown() error {
-	err := os.Remove(filepath.Join(d.path, upFile))
+	err := os.Remove(d.Path(upFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	return err
 }
 
-// Close removes the folder. The machine is gone.
+// Close removes the folder. The machine is gone, or was taken over.
 func (d *Dir) Close() error { return underLock(d.base, d.remove) }
 
 func (d *Dir) remove() error {
-	errs := []error{os.RemoveAll(d.path), d.fd.Close()}
+	own, err := d.own()
+	if own {
+		err = os.RemoveAll(d.path)
+	}
+	errs := []error{err, d.fd.Close()}
 	if d.lock != nil {
 		errs = append(errs, d.lock.Close())
 	}

@@ -150,6 +150,11 @@ func (f folder) Path(file string) string {
 	if path := filepath.Join(f.path, file); len(path) <= maxSocketPath {
 		return path
 	}
+	return f.within(file)
+}
+
+// within is the path of a file by the descriptor of the folder.
+func (f folder) within(file string) string {
 	return fmt.Sprintf("/proc/self/fd/%d/%s", f.fd.Fd(), file)
 }
 

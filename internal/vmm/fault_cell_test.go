@@ -31,6 +31,9 @@ type cell struct {
 	net        *proxy
 	// wire is nil unless the hosts are in network namespaces.
 	wire *wiring
+	// addr is where the source finds the destination: the proxy, or in the local scenario
+	// the destination's socket.
+	addr string
 	// onPoint is called when a process stands at its point.
 	onPoint func(*sideProcess, string)
 	// standing is the process that was at the point.
@@ -66,6 +69,16 @@ func newCell(t *testing.T, p place, elf string, slower time.Duration) *cell {
 		c.wire = newWiring(t)
 	}
 	c.net = newProxyIn(t, c.wire)
+	c.addr = c.net.addr()
+	if p.scenario == localScenario {
+		// The names of tests make paths too long for sockets.
+		short, err := os.MkdirTemp("", "cell-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(short) })
+		c.addr = "unix:" + filepath.Join(short, "receive")
+	}
 	c.waits.Ready, c.waits.Commit = c.waits.Ready*slower, c.waits.Commit*slower
 	for path, size := range map[string]int{c.disk: 1 << 20, c.turn: 0} {
 		if err := os.WriteFile(path, make([]byte, size), 0o600); err != nil {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -270,8 +271,15 @@ func (s *faultSide) move(ctx context.Context, session *session) error {
 	if err != nil {
 		return err
 	}
+	o := live.Offer{ID: handover.NewID(), Epoch: epoch, Name: guestName, Guest: offer}
+	if isLocal(s.Addr) {
+		if o.Files, o.SharesMemory, err = passedFiles(session.m); err != nil {
+			return err
+		}
+		defer closeFiles(o.Files)
+	}
 	_, err = live.Migrate(ctx, v.ctx, &watchedGuest{g, s.turn}, live.SourceOptions{
-		Offer: live.Offer{ID: handover.NewID(), Epoch: epoch, Name: guestName, Guest: offer},
+		Offer: o,
 		Addr:  s.Addr, TLS: config, Policy: stream.Policy{Downtime: time.Minute, Rounds: 3}, Waits: s.Waits,
 		Journal: s.journal, Died: session.m.Ended(), Trace: s.trace,
 		Progress: func(p live.Progress) {
@@ -291,7 +299,15 @@ func (s *faultSide) beDestination() error {
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp", s.Listen)
+	network, addr := "tcp", s.Listen
+	if path, local := strings.CutPrefix(s.Addr, "unix:"); local {
+		network, addr = "unix", path
+		// One that was killed has left its own.
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	l, err := net.Listen(network, addr)
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ func (c *cell) start(side, point string) *sideProcess {
 	}
 	s := &sideProcess{cell: c, over: make(chan struct{}), role: role{
 		Side: side, Scenario: c.scenario, Point: point, Journal: c.journal(of),
-		Disk: c.disk, Turn: c.turn, Kernel: c.kernel, Addr: c.net.addr(), Listen: c.wire.listen(of), Waits: c.waits,
+		Disk: c.disk, Turn: c.turn, Kernel: c.kernel, Addr: c.addr, Listen: c.wire.listen(of), Waits: c.waits,
 	}}
 	if c.link == secure {
 		s.TLS = c.dir

@@ -49,7 +49,12 @@ var scenarios = []string{
 	"refused",    // the destination cannot take the disks' locks
 	"unloadable", // nor load the state
 	"canceled",   // by the user of the source, when its memory was sent
+	localScenario,
 }
+
+// localScenario is a migration between two processes of one host, which have the guest's
+// memory both, and no network between them.
+const localScenario = "local"
 
 // required are points that the scenarios must have passed for the matrix to be whole.
 var required = []string{
@@ -66,6 +71,8 @@ var testWaits = live.Waits{Ready: 700 * time.Millisecond, Commit: 700 * time.Mil
 // fault is something that goes wrong at a point.
 type fault struct {
 	name string
+	// link says that it is one of the network.
+	link bool
 	// fits says whether it can be at a point; nil is at all.
 	fits func(point string) bool
 	// do is called while the process at the point stands there, which goes on as the
@@ -80,14 +87,14 @@ var faults = []fault{
 	{name: "kill-source", do: func(c *cell) string { c.kill(c.source); return orderGo }},
 	{name: "kill-destination", do: func(c *cell) string { c.kill(c.destination); return orderGo }},
 	{name: "kill-both", do: func(c *cell) string { c.kill(c.source); c.kill(c.destination); return orderGo }},
-	{name: "cut-to-destination", do: func(c *cell) string { return c.cut(toDestination) }, then: (*cell).untilTold},
-	{name: "cut-to-source", do: func(c *cell) string { return c.cut(toSource) }, then: (*cell).untilTold},
-	{name: "cut-both", do: func(c *cell) string { return c.cut(toDestination, toSource) }, then: (*cell).untilTold},
-	{name: "delay", do: (*cell).delay, then: (*cell).pastAll},
+	{name: "cut-to-destination", link: true, do: func(c *cell) string { return c.cut(toDestination) }, then: (*cell).untilTold},
+	{name: "cut-to-source", link: true, do: func(c *cell) string { return c.cut(toSource) }, then: (*cell).untilTold},
+	{name: "cut-both", link: true, do: func(c *cell) string { return c.cut(toDestination, toSource) }, then: (*cell).untilTold},
+	{name: "delay", link: true, do: (*cell).delay, then: (*cell).pastAll},
 	{name: "stop-source", do: func(c *cell) string { return c.stop(c.source) }, then: func(c *cell) { c.pastAll(); c.source.cont() }},
 	{name: "stop-destination", do: func(c *cell) string { return c.stop(c.destination) }, then: func(c *cell) { c.pastAll(); c.destination.cont() }},
-	{name: "corrupt-to-destination", do: func(c *cell) string { c.net.corruptNext(toDestination); return orderGo }},
-	{name: "corrupt-to-source", do: func(c *cell) string { c.net.corruptNext(toSource); return orderGo }},
+	{name: "corrupt-to-destination", link: true, do: func(c *cell) string { c.net.corruptNext(toDestination); return orderGo }},
+	{name: "corrupt-to-source", link: true, do: func(c *cell) string { c.net.corruptNext(toSource); return orderGo }},
 	{name: "fsync-error", fits: journals, do: func(*cell) string { return orderUnknown }},
 	{name: "disk-full", fits: fills, do: func(*cell) string { return orderFull }, then: func(c *cell) { c.pastAll(); c.standing.order(orderRoom) }},
 	{name: "failure", fits: fails, do: (*cell).fail},
@@ -119,6 +126,8 @@ func (p place) name() string { return p.link + "/" + p.scenario + "/" + p.point 
 func (p place) exists() bool {
 	switch {
 	case p.fault.fits != nil && !p.fault.fits(p.point):
+		return false
+	case p.scenario == localScenario && (p.link != loopback || p.fault.link):
 		return false
 	case p.fault.name == linkDown:
 		return p.link == namespaces
@@ -172,7 +181,7 @@ func matrix(t *testing.T, elf string) []place {
 	for _, scenario := range scenarios {
 		for _, point := range probe(t, scenario, elf) {
 			// What a scenario shares with those before is tested there.
-			if slices.Contains(passed, point) {
+			if slices.Contains(passed, point) && scenario != localScenario {
 				continue
 			}
 			passed = append(passed, point)

@@ -115,14 +115,25 @@ func (v *VM) move(ctx context.Context, s *session, r MigrateRequest) (live.Repor
 	if err != nil {
 		return live.Report{}, err
 	}
+	var files []live.OfferedFile
+	sharesMemory := false
+	if isLocal(r.Addr) && r.TLS == nil {
+		if files, sharesMemory, err = passedFiles(s.m); err != nil {
+			return live.Report{}, err
+		}
+		defer closeFiles(files)
+	}
 	// The log of the writes since a snapshot is the migration's now.
 	s.tracked = nil
 	report, err := live.Migrate(ctx, v.ctx, g, live.SourceOptions{
-		Offer: live.Offer{ID: handover.NewID(), Epoch: epoch, Name: v.Name(), Godwit: version.String(), Guest: offer},
+		Offer: live.Offer{ID: handover.NewID(), Epoch: epoch, Name: v.Name(), Godwit: version.String(), Guest: offer, Files: files, SharesMemory: sharesMemory},
 		Addr:  r.Addr, TLS: r.TLS, Connections: r.Connections, Compress: r.Compress, Limit: r.Limit, Disks: disks, Policy: r.Policy,
 		Journal: r.Journal, Progress: r.Progress, Orders: r.Orders, Died: s.m.Ended(),
 	})
 	if err == nil || errors.Is(err, live.ErrInDoubt) || errors.Is(err, live.ErrLost) {
+		if len(files) > 0 {
+			release(s.m)
+		}
 		return report, err
 	}
 	// It would only cost the guest speed.

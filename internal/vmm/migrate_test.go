@@ -25,6 +25,8 @@ type host struct {
 	request ReceiveRequest
 	// before, if set, is called when a guest is about to run.
 	before func()
+	// trace, if set, is that of live.Server.
+	trace live.Trace
 	// came gets the guests that came, and ended what became of each migration.
 	came  chan *fixture
 	ended chan error
@@ -32,20 +34,32 @@ type host struct {
 
 func newHost(t *testing.T) *host {
 	t.Helper()
-	j, err := handover.OpenJournal(filepath.Join(t.TempDir(), "journal"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &host{t: t, journal: j, addr: l.Addr().String(), came: make(chan *fixture, 1), ended: make(chan error, 16)}
+	return newHostAt(t, l, l.Addr().String())
+}
+
+// newHostAt is a host that listens at an address.
+func newHostAt(t *testing.T, l net.Listener, addr string) *host {
+	t.Helper()
+	j, err := handover.OpenJournal(filepath.Join(t.TempDir(), "journal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &host{t: t, journal: j, addr: addr, came: make(chan *fixture, 1), ended: make(chan error, 16)}
 	h.request.Trusted = true
 	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	server := &live.Server{
 		Journal: j, Host: "there",
+		Trace: func(p live.Point) error {
+			if h.trace == nil {
+				return nil
+			}
+			return h.trace(p)
+		},
 		New: func(o live.Offer) (live.Incoming, error) {
 			f := newVM(t, "", func(options *Options) { options.Name = o.Name })
 			in := f.Receive(h.request)

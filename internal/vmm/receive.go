@@ -55,6 +55,8 @@ type incoming struct {
 	r     ReceiveRequest
 	m     *machine.Machine
 	begun bool
+	// offer is that of Prepare.
+	offer live.Offer
 	// disks come with the guest. abandon is done if it does not come.
 	disks   comingDisks
 	abandon sync.Once
@@ -101,7 +103,9 @@ func (i *incoming) Prepare(offer live.Offer) (*memory.Guest, error) {
 	if o.Machine == nil {
 		return nil, errors.New("the offer has no machine")
 	}
-	i.begun = true
+	i.begun, i.offer = true, offer
+	// Whoever can pass open files to this process is this user on this host.
+	i.r.Trusted = i.r.Trusted || len(offer.Files) > 0
 	// The time that the offer took comes on top, which is little.
 	i.skew = time.Since(offer.Time.Round(0))
 	go func() { i.launched <- i.start(&o, offer.Disks) }()
@@ -154,7 +158,10 @@ func (i *incoming) build(o *offered, disks []live.OfferedDisk) (*machine.Machine
 	if configured {
 		return nil, ErrConfigured
 	}
-	errs := []error{hostmem.Enough(o.Used, c.HugePages)}
+	var errs []error
+	if !i.offer.SharesMemory {
+		errs = append(errs, hostmem.Enough(o.Used, c.HugePages))
+	}
 	i.relocate(&c, o, disks, func(err error) { errs = append(errs, err) })
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -173,7 +180,11 @@ func (i *incoming) build(o *offered, disks []live.OfferedDisk) (*machine.Machine
 	config := v.machineConfig()
 	config.Incoming = true
 	i.disks.interim(&config)
-	m, err := machine.New(v.o.System, config)
+	var m *machine.Machine
+	err := i.takePassed(&config, c.Nets)
+	if err == nil {
+		m, err = machine.New(v.o.System, config)
+	}
 	if err != nil {
 		back()
 		return nil, err
@@ -284,7 +295,12 @@ func (i *incoming) TakeLocks() error {
 	if err := i.disks.commit(); err != nil {
 		return err
 	}
-	return i.m.ActivateDisks()
+	if err := i.m.ActivateDisks(); err != nil {
+		return err
+	}
+	// The guest does not run anywhere, but may still run on where it was: until Run
+	// nobody writes here.
+	return i.m.Memory().Adopt()
 }
 
 // DropLocks is that of live.Incoming. The machine was closed, and the locks dropped, by

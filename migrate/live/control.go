@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -75,7 +76,10 @@ func newControl(conn net.Conn, t Trace) *control {
 	return &control{conn: conn, r: bufio.NewReader(conn), trace: t}
 }
 
-func (c *control) send(k kind, body []byte) error {
+func (c *control) send(k kind, body []byte) error { return c.sendBy(k, body, c.conn.Write) }
+
+// sendBy is send with another way to write the frame.
+func (c *control) sendBy(k kind, body []byte, write func([]byte) (int, error)) error {
 	if len(body) > limits[k] {
 		return fmt.Errorf("control message of %d bytes: want at most %d", len(body), limits[k])
 	}
@@ -90,7 +94,7 @@ func (c *control) send(k kind, body []byte) error {
 		if err := c.conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
 			return err
 		}
-		_, err := c.conn.Write(frame)
+		_, err := write(frame)
 		return err
 	})
 }
@@ -161,6 +165,14 @@ type Offer struct {
 	PostCopy bool `json:"post_copy,omitempty"`
 	// Disks are those that come with the guest.
 	Disks []OfferedDisk `json:"disks,omitempty"`
+	// Files come with the offer where source and destination are processes of one host;
+	// a destination that did not get all of them finds none here.
+	Files []OfferedFile `json:"files,omitempty"`
+	// SharesMemory says that the guest's memory is among them: it is not copied.
+	SharesMemory bool `json:"shares_memory,omitempty"`
+	// Peer is the source's process if that is one of this host, and of this user or the
+	// administrator; else 0.
+	Peer int `json:"-"`
 	// Guest describes the guest to the other side's Incoming.
 	Guest json.RawMessage `json:"guest"`
 }
@@ -177,7 +189,7 @@ func (o *Offer) check() error {
 	case o.Epoch == 0 || o.Epoch > 1<<62:
 		return fmt.Errorf("epoch %d: want 1 to 2^62", o.Epoch)
 	}
-	return checkDisks(o.Disks)
+	return errors.Join(checkFiles(o.Files), checkDisks(o.Disks))
 }
 
 // Answer is what a destination says to an Offer.
@@ -186,6 +198,8 @@ type Answer struct {
 	Reasons []string `json:"reasons,omitempty"`
 	// Host is the destination's name, for people.
 	Host string `json:"host,omitempty"`
+	// Shared says that the guest's memory came with the offer.
+	Shared bool `json:"shared,omitempty"`
 	// Leftover says of each of the offer's disks whether parts of it may be there, from
 	// a migration that failed.
 	Leftover []bool `json:"leftover,omitempty"`

@@ -170,7 +170,10 @@ func (s *source) tick(done <-chan struct{}, bytes uint64) {
 func (s *source) finishMemory(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.Waits.Ready, errors.New("the destination did not take the last pages and blocks in time"))
 	defer cancel()
-	err := s.sender.Finish(ctx)
+	var err error
+	if !s.shared {
+		err = s.sender.Finish(ctx)
+	}
 	if err == nil {
 		err = s.mirrors.finish(ctx)
 	}
@@ -188,10 +191,12 @@ func (s *source) last(ctx context.Context, dirty []uint64, send func() error) er
 	s.paused = true
 	d.Pause = time.Since(s.pausedAt)
 	d.DiskRest = s.mirrors.finishLater()
-	if err := s.guest.FetchDirty(dirty); err != nil {
-		return err
+	if !s.shared {
+		if err := s.guest.FetchDirty(dirty); err != nil {
+			return err
+		}
+		d.Rest = migrate.CountBytes(dirty)
 	}
-	d.Rest = migrate.CountBytes(dirty)
 	// The state is saved while the connections are busy.
 	type saved struct {
 		state []byte
@@ -213,8 +218,10 @@ func (s *source) last(ctx context.Context, dirty []uint64, send func() error) er
 	if err != nil {
 		return err
 	}
-	stats := s.sender.Stats()
-	s.report.Bytes, s.report.Zero, s.report.Wire = stats.Pages, stats.Zero, stats.Wire
+	if !s.shared {
+		stats := s.sender.Stats()
+		s.report.Bytes, s.report.Zero, s.report.Wire = stats.Pages, stats.Zero, stats.Wire
+	}
 	s.report.Disks = s.mirrors.stats()
 	// Before the state, which READY may follow at once.
 	s.driver.postUnless(ctx.Done(), handover.Event{Kind: handover.StateSent})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"time"
@@ -92,10 +93,10 @@ func (d *destination) run(ctx context.Context, c *control) error {
 	mem, err := d.in.Prepare(d.offer)
 	// With all the other reasons, if there are some.
 	err = errors.Join(err, d.server.Journal.MayCome(d.in.Name(), d.offer.Epoch))
-	if err == nil {
+	if err == nil && !d.offer.SharesMemory {
 		d.receiver, err = stream.NewReceiver(mem, stream.ReceiverOptions{})
 	}
-	if err == nil && d.offer.PostCopy {
+	if err == nil && d.offer.PostCopy && !d.offer.SharesMemory {
 		if err = checkPaging(mem); err == nil {
 			d.paging = newPaging(ctx, d, mem)
 			defer d.paging.hangUp(errPagingOver)
@@ -114,6 +115,9 @@ func (d *destination) run(ctx context.Context, c *control) error {
 	}
 	defer slot.Close()
 	slot.Peer = c.conn.RemoteAddr().String()
+	if d.offer.Peer != 0 {
+		slot.Peer = fmt.Sprintf("process %d of this host", d.offer.Peer)
+	}
 	d.machine = handover.NewDestination(d.offer.ID, d.offer.Epoch)
 	d.driver = newDriver(part{
 		step: func(e handover.Event) (actions []handover.Action) {
@@ -134,7 +138,7 @@ func (d *destination) run(ctx context.Context, c *control) error {
 	d.silence.begin(d.server.Waits)
 	d.server.ready(d)
 	d.driver.attach(c)
-	if err := c.sendJSON(frameAnswer, Answer{Host: d.server.Host, Leftover: d.disks.leftover()}); err != nil {
+	if err := c.sendJSON(frameAnswer, Answer{Host: d.server.Host, Shared: d.offer.SharesMemory, Leftover: d.disks.leftover()}); err != nil {
 		_ = c.conn.Close() // which hear finds out
 	}
 	go d.hear(c)
@@ -260,7 +264,7 @@ func (d *destination) load(state []byte) error {
 func (d *destination) awaitMemory() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	want := d.offer.Connections + len(d.disks)
+	want := d.connections() + len(d.disks)
 	for d.served < want && d.broken == nil && !d.closing {
 		d.changed.Wait()
 	}
@@ -316,7 +320,7 @@ func (d *destination) admit(p stream.Preamble) func(context.Context, net.Conn) e
 		d.serving.Add(1)
 		return disk.Serve
 	}
-	if d.data++; d.data > d.offer.Connections {
+	if d.data++; d.data > d.connections() {
 		return nil
 	}
 	d.serving.Add(1)

@@ -61,6 +61,9 @@ type Report struct {
 	Bytes uint64 `json:"bytes"`
 	Zero  uint64 `json:"zero_bytes"`
 	Wire  uint64 `json:"wire_bytes"`
+	// Shared is how many bytes of memory were passed to another process of this host, and
+	// not copied.
+	Shared uint64 `json:"shared_bytes,omitempty"`
 	// Disks has the bytes of disks that moved with the guest.
 	Disks stream.DiskStats `json:"disks,omitzero"`
 	// Downtime is from the pause to the word that the guest runs there.

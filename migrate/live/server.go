@@ -185,7 +185,9 @@ func (s *Server) forget(d *destination) {
 
 // begin finds out what a source wants that has no migration here, and does it.
 func (s *Server) begin(ctx context.Context, d *destination, id handover.ID, conn net.Conn, in func()) {
-	c := newControl(&heard{conn, &d.silence}, s.Trace)
+	files := takeFiles(conn)
+	defer files.close()
+	c := newControl(&heard{files.conn(), &d.silence}, s.Trace)
 	defer c.conn.Close()
 	if err := c.conn.SetReadDeadline(time.Now().Add(offerTime)); err != nil {
 		return
@@ -198,7 +200,7 @@ func (s *Server) begin(ctx context.Context, d *destination, id handover.ID, conn
 	}
 	switch k {
 	case frameOffer:
-		err = s.receive(ctx, d, c, body)
+		err = s.receive(ctx, d, c, body, files)
 		if s.Ended != nil {
 			s.Ended(d.offer, d.machine.State(), err)
 		}
@@ -210,7 +212,7 @@ func (s *Server) begin(ctx context.Context, d *destination, id handover.ID, conn
 }
 
 // receive takes a guest that is offered.
-func (s *Server) receive(ctx context.Context, d *destination, c *control, body []byte) error {
+func (s *Server) receive(ctx context.Context, d *destination, c *control, body []byte, files *fileConn) error {
 	err := json.Unmarshal(body, &d.offer)
 	if err == nil {
 		err = d.offer.check()
@@ -219,6 +221,7 @@ func (s *Server) receive(ctx context.Context, d *destination, c *control, body [
 		err = errors.New("the offer is about another migration than its connection")
 	}
 	if err == nil {
+		files.give(&d.offer)
 		d.in, err = s.New(d.offer)
 	}
 	if err == nil {

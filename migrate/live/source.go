@@ -111,6 +111,8 @@ type source struct {
 	control *control
 	sender  *stream.Sender
 	mirrors mirrors
+	// shared says that the destination has the guest's memory itself, and sender is nil.
+	shared  bool
 	driver  *driver
 	machine handover.Source
 
@@ -204,6 +206,10 @@ func (s *source) connect(ctx context.Context) error {
 	if err != nil {
 		return orCause(ctx, fmt.Errorf("migrate to %s: %w", s.Addr, err))
 	}
+	s.shared = s.Offer.SharesMemory && answer.Shared
+	if s.shared {
+		s.Connections = 0
+	}
 	var data []net.Conn
 	for i := range s.Connections {
 		conn, err := s.dialer.Data(ctx, stream.Data, i)
@@ -221,7 +227,9 @@ func (s *source) connect(ctx context.Context) error {
 		}
 		return orCause(ctx, err)
 	}
-	s.sender = stream.NewSender(data, stream.SenderOptions{Compress: s.Compress, Limit: s.Limit, Stall: s.Waits.Ready})
+	if !s.shared {
+		s.sender = stream.NewSender(data, stream.SenderOptions{Compress: s.Compress, Limit: s.Limit, Stall: s.Waits.Ready})
+	}
 	if !stop() {
 		return context.Cause(ctx)
 	}
@@ -238,7 +246,7 @@ func orCause(ctx context.Context, err error) error {
 func (s *source) offer() (Answer, error) {
 	var a Answer
 	s.Offer.Time = time.Now()
-	if err := s.control.sendJSON(frameOffer, s.Offer); err != nil {
+	if err := s.control.sendOffer(s.Offer); err != nil {
 		return a, err
 	}
 	text, err := s.control.expect(frameAnswer, answerTime)
@@ -287,7 +295,11 @@ func (s *source) handOver(ctx, life context.Context, slot *handover.Slot) error 
 	s.cancelCopy = cancel
 	defer cancel(nil)
 	go func() {
-		s.copyErr = s.copy(copying)
+		if s.shared {
+			s.copyErr = s.pass(copying)
+		} else {
+			s.copyErr = s.copy(copying)
+		}
 		close(s.copied) // first: the driver may wait for it
 		if s.copyErr != nil {
 			s.driver.post(handover.Event{Kind: handover.Failed, Reason: s.copyErr.Error()})

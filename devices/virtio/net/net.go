@@ -187,6 +187,9 @@ func (d *Device) QueueSizes() []uint16 {
 	return append(sizes, controlQueueSize)
 }
 
+// Backend is what the device is connected to.
+func (d *Device) Backend() Backend { return d.config.Backend }
+
 // MAC is the address that the guest's interface has now.
 func (d *Device) MAC() MAC {
 	d.mu.Lock()

@@ -118,16 +118,20 @@ func (s *Settings) Check() error {
 
 // Network is a running network stack. It implements net.Backend.
 type Network struct {
-	fd      int
-	mtu     int
+	fd  int
+	mtu int
+	// command is nil for a network that was passed, of which process is a descriptor.
 	command *exec.Cmd
-	words   words
-	ended   chan struct{} // closed when the process has ended
+	process int
+	// released is set while another process has it: Close lets it be.
+	released bool
+	words    words
+	ended    chan struct{} // closed when the process has ended
 }
 
 // Start starts the program and returns when it listens on all forwards.
 func Start(c Config) (*Network, error) {
-	n := &Network{fd: -1, mtu: cmp.Or(c.MTU, DefaultMTU), ended: make(chan struct{})}
+	n := &Network{fd: -1, process: -1, mtu: cmp.Or(c.MTU, DefaultMTU), ended: make(chan struct{})}
 	err := c.Check()
 	if err == nil {
 		err = n.start(c)
@@ -239,6 +243,9 @@ func (n *Network) awaitOK() error {
 // Err is how the process ended and its last words, after the socket said that it
 // has. It waits a moment for that.
 func (n *Network) Err() error {
+	if n.command == nil {
+		return errors.New("the network's process has ended")
+	}
 	select {
 	case <-n.ended:
 		return fmt.Errorf("%s ended (%v): %s", n.command.Path, n.command.ProcessState, n.words.text())
@@ -247,7 +254,7 @@ func (n *Network) Err() error {
 	}
 }
 
-// PID is that of the process.
+// PID is that of the process, which was started here.
 func (n *Network) PID() int { return n.command.Process.Pid }
 
 // Descriptors has one, for the only queue pair.
@@ -261,6 +268,7 @@ func (n *Network) Offloads() uint32 { return Offloads }
 
 // SetOffloads tells the stack what the guest can do.
 func (n *Network) SetOffloads(offloads uint32) error {
+	n.released = false // who starts the device has the network
 	message := binary.LittleEndian.AppendUint32(nil, offloads)
 	_, err := unix.Write(n.fd, message)
 	for errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
@@ -284,7 +292,7 @@ func (n *Network) SetPairs(pairs int) error {
 	return nil
 }
 
-// Close ends the process.
+// Close ends the process, unless another one has the network (Release).
 func (n *Network) Close() error {
 	var err error
 	if n.fd >= 0 {
@@ -292,6 +300,9 @@ func (n *Network) Close() error {
 		n.fd = -1
 	}
 	if n.command == nil {
+		return errors.Join(err, n.endPassed())
+	}
+	if n.released {
 		return err
 	}
 	select {
