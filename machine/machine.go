@@ -381,6 +381,24 @@ func (m *Machine) Resume() {
 	}
 }
 
+// AwaitStop stops the processors of a guest that has come to its end, as Run does, and
+// tells whether they have within a time: one that waits for memory, in a device, has not.
+func (m *Machine) AwaitStop(within time.Duration) bool {
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		m.stopCPUs()
+	}()
+	late := time.NewTimer(within)
+	defer late.Stop()
+	select {
+	case <-stopped:
+		return true
+	case <-late.C:
+		return false
+	}
+}
+
 func (m *Machine) stopCPUs() {
 	for _, v := range m.cpus {
 		v.RequestStop()

@@ -1,6 +1,10 @@
 package vmm
 
-import "github.com/godwit-vmm/godwit/migrate/live"
+import (
+	"time"
+
+	"github.com/godwit-vmm/godwit/migrate/live"
+)
 
 // Paged is that of live.Incoming.
 func (i *incoming) Paged(p *live.Paging) { i.paging = p }
@@ -33,6 +37,12 @@ func (v *VM) Missing() (MissingMemory, bool) {
 	return m, m.Bytes > 0
 }
 
+// stopTime is how long processors may take to stop before the memory is given up that they
+// may wait for. KVM sends a processor that touches such a page SIGBUS, which would end this
+// process, where the signal that stops it only ends its waiting; a device's waiting ends
+// with an error when the page is given up, and not before.
+const stopTime = 2 * time.Second
+
 // unpage ends the bringing of memory that is still missing when the machine has ended: its
 // processors and devices may wait for it.
 func (s *session) unpage() {
@@ -41,6 +51,7 @@ func (s *session) unpage() {
 	}
 	select {
 	case <-s.m.Ended():
+		s.m.AwaitStop(stopTime)
 	case <-s.ctx.Done():
 	}
 	s.paging.End()

@@ -36,6 +36,7 @@ func (v *VM) serveByHandler(socket string) func(*memory.Guest) (func() error, er
 			defer close(watched)
 			if err := v.watchHandler(gone, over); err != nil {
 				v.Kill(err)
+				v.awaitStop()
 				for _, m := range mappings {
 					// Where that fails the guest waits until it is killed by force.
 					_ = fd.GiveUp(m)
@@ -48,6 +49,23 @@ func (v *VM) serveByHandler(socket string) func(*memory.Guest) (func() error, er
 			<-watched
 			return errors.Join(err, fd.Close())
 		}, nil
+	}
+}
+
+// awaitStop waits until the processors of a guest that was killed have stopped; see
+// stopTime.
+func (v *VM) awaitStop() {
+	m := v.Machine()
+	if m == nil {
+		return
+	}
+	late := time.NewTimer(stopTime)
+	defer late.Stop()
+	select {
+	case <-m.Ended():
+		m.AwaitStop(stopTime)
+	case <-v.done:
+	case <-late.C:
 	}
 }
 
