@@ -30,7 +30,7 @@ func runMigrateConverge(ctx context.Context, e *Env) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	build := func(micro.Stop) ([]byte, error) { return watcher(khz, used, convergeRate) }
+	build := func(micro.Stop) ([]byte, error) { return watcher(khz, used, convergeRate, 0) }
 	program, err := writeProgram(e, "fast.elf", build, nil)
 	if err != nil {
 		return nil, err

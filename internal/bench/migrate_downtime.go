@@ -77,7 +77,7 @@ func (d *downtimeRun) measure(ctx context.Context) (err error) {
 	if d.khz, err = hostTSCKHz(); err != nil {
 		return err
 	}
-	build := func(micro.Stop) ([]byte, error) { return watcher(d.khz, d.memory-guestMargin, d.rate) }
+	build := func(micro.Stop) ([]byte, error) { return watcher(d.khz, d.memory-guestMargin, d.rate, watcherSlack) }
 	name := strings.Fields(d.what)[0] + ".elf"
 	if d.program, err = writeProgram(d.env, name, build, nil); err != nil {
 		return err

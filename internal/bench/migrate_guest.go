@@ -35,7 +35,8 @@ const (
 	watcherKept = memory.PageSize / 2 / 8
 	// watcherLeast is in ms.
 	watcherLeast = 0.1
-	// watcherSlack is how much lost time the guest makes up for, in ms.
+	// watcherSlack is how much lost time the guest makes up for, in ms, where it is not to
+	// be slowed down.
 	watcherSlack = 5
 )
 
@@ -46,7 +47,9 @@ const heartbeat = 50 * memory.PageSize
 // watcher uses so many bytes of its memory, of which no word is zero afterwards, says so,
 // and then writes whole pages of it one after the other, at a rate in bytes a second, or
 // as fast as it can where rate is 0.
-func watcher(khz float64, used uint64, rate float64) ([]byte, error) {
+//
+// Time in which it could not write, it makes up for, up to slackTime, in ms.
+func watcher(khz float64, used uint64, rate, slackTime float64) ([]byte, error) {
 	ticks := uint64(0)
 	if rate > 0 {
 		ticks = uint64(khz * 1e3 * memory.PageSize / rate)
@@ -58,7 +61,7 @@ func watcher(khz float64, used uint64, rate float64) ([]byte, error) {
 		a.MovImm(start, usedStart)
 		a.MovImm(end, usedStart+used)
 		a.MovImm(period, ticks)
-		a.MovImm(slack, uint64(khz*watcherSlack))
+		a.MovImm(slack, uint64(khz*slackTime))
 		a.MovImm(least, uint64(khz*watcherLeast))
 		a.MovImm(value, 1)
 		a.Mov(micro.RDI, start)

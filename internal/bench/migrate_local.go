@@ -50,7 +50,7 @@ func migrateLocal(ctx context.Context, e *Env, size uint64, r *Result) error {
 	what := fmt.Sprintf("%d MiB, %d in use", size>>20, used>>20)
 	d := &downtimeRun{env: e, what: what, khz: khz, parts: make(map[string][]float64)}
 	program, err := writeProgram(e, fmt.Sprintf("local-%d.elf", size>>20), func(micro.Stop) ([]byte, error) {
-		return watcher(khz, used, heartbeat)
+		return watcher(khz, used, heartbeat, watcherSlack)
 	}, nil)
 	if err != nil {
 		return err

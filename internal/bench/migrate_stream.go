@@ -121,7 +121,7 @@ func (s *streamRun) start(ctx context.Context, r *Result, size uint64) (remove f
 	if err != nil {
 		return nil, err
 	}
-	build := func(micro.Stop) ([]byte, error) { return watcher(khz, size-guestMargin, heartbeat) }
+	build := func(micro.Stop) ([]byte, error) { return watcher(khz, size-guestMargin, heartbeat, watcherSlack) }
 	program, err := writeProgram(s.env, "watcher.elf", build, nil)
 	if err != nil {
 		return nil, err

@@ -25,7 +25,7 @@ func TestWatcher(t *testing.T) {
 		t.Fatal(err)
 	}
 	const ram = 64 << 20
-	program, err := writeProgram(e, "watcher.elf", func(micro.Stop) ([]byte, error) { return watcher(khz, 1<<20, heartbeat) }, nil)
+	program, err := writeProgram(e, "watcher.elf", func(micro.Stop) ([]byte, error) { return watcher(khz, 1<<20, heartbeat, watcherSlack) }, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -80,10 +80,13 @@ type Decision struct {
 
 // The steps in which vCPUs are throttled, in percent.
 const (
-	firstThrottle = 20
-	throttleStep  = 10
-	lastThrottle  = 99
+	throttleStep = 10
+	lastThrottle = 99
 )
+
+// calm is the part of the bandwidth that a throttled guest is to write. It writes more
+// than is seen when it writes the same pages again, so a step may not be enough.
+const calm = 0.3
 
 // progress is how much smaller a round has to make the rest to be worth it: the next
 // rest is expected to be less than this part of the present one.
@@ -114,10 +117,7 @@ func Converge(o Observation, p Policy) Decision {
 func (d Decision) stuck(o Observation, p Policy) Decision {
 	switch {
 	case p.AutoConverge && o.Throttle < lastThrottle:
-		d.Throttle = firstThrottle
-		if o.Throttle >= firstThrottle {
-			d.Throttle = min(o.Throttle+throttleStep, lastThrottle)
-		}
+		d.Throttle = o.nextThrottle()
 		return d.because(RaiseThrottle, "the guest writes %s/s and %s/s are copied", mega(o.dirtyRate()), mega(o.bandwidth()))
 	case p.PostCopy == PostCopyAuto:
 		return d.because(PostCopy, "the guest writes %s/s and %s/s are copied", mega(o.dirtyRate()), mega(o.bandwidth()))
@@ -125,6 +125,16 @@ func (d Decision) stuck(o Observation, p Policy) Decision {
 		return d.because(GiveUp, "the guest writes %s/s and %s/s are copied: allow more than %v with --downtime, raise --bandwidth, or try --auto-converge or --postcopy auto", mega(o.dirtyRate()), mega(o.bandwidth()), round(d.Downtime))
 	}
 	return d.because(Continue, "the guest writes as fast as it is copied; it may write less later")
+}
+
+// nextThrottle leaves the vCPUs as much of the time that they have now as they may need to
+// write a calm part of the bandwidth, and is at least a step.
+func (o Observation) nextThrottle() int {
+	runs := float64(100 - o.Throttle)
+	if r := o.dirtyRate(); r > 0 {
+		runs *= min(1, calm*o.bandwidth()/r)
+	}
+	return min(max(100-int(runs), o.Throttle+throttleStep), lastThrottle)
 }
 
 func (d Decision) because(a Action, format string, args ...any) Decision {

@@ -35,10 +35,11 @@ func TestConverge(t *testing.T) {
 
 		{"second round gets less", with(calm, func(o *Observation) { o.Round = 2 }), Policy{Downtime: ms, AutoConverge: true}, Continue, 0, 100 * ms},
 		{"just less", with(wild, func(o *Observation) { o.Dirty = 749e6 }), Policy{Downtime: ms, AutoConverge: true}, Continue, 0, 749 * ms},
-		{"not less", with(wild, func(o *Observation) { o.Dirty = 750e6 }), Policy{Downtime: ms, AutoConverge: true}, RaiseThrottle, 20, 750 * ms},
+		{"not less", with(wild, func(o *Observation) { o.Dirty = 750e6 }), Policy{Downtime: ms, AutoConverge: true}, RaiseThrottle, 60, 750 * ms},
 		{"wild in the first round", with(wild, func(o *Observation) { o.Round = 1 }), Policy{Downtime: ms, AutoConverge: true}, Continue, 0, 2 * time.Second},
 		{"measured dirty rate", with(wild, func(o *Observation) { o.DirtyRate = 1e8 }), Policy{Downtime: ms, AutoConverge: true}, Continue, 0, 2 * time.Second},
-		{"throttle again", with(wild, func(o *Observation) { o.Throttle = 20 }), Policy{Downtime: ms, AutoConverge: true}, RaiseThrottle, 30, 2 * time.Second},
+		{"throttle again", with(wild, func(o *Observation) { o.Throttle = 20 }), Policy{Downtime: ms, AutoConverge: true}, RaiseThrottle, 88, 2 * time.Second},
+		{"throttle by a step at least", with(wild, func(o *Observation) { o.Dirty, o.Throttle = 750e6, 88 }), Policy{Downtime: ms, AutoConverge: true}, RaiseThrottle, 98, 750 * ms},
 		{"throttle last", with(wild, func(o *Observation) { o.Throttle = 90 }), Policy{Downtime: ms, AutoConverge: true}, RaiseThrottle, 99, 2 * time.Second},
 		{"a throttle that helps stays", with(calm, func(o *Observation) { o.Round, o.Throttle = 3, 40 }), Policy{Downtime: ms, AutoConverge: true}, Continue, 40, 100 * ms},
 		{"no more throttle", with(wild, func(o *Observation) { o.Throttle = 99 }), Policy{Downtime: ms, AutoConverge: true}, GiveUp, 99, 2 * time.Second},
