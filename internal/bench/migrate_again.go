@@ -96,7 +96,7 @@ func (a *againRun) move(ctx context.Context, n, moves int) error {
 		return err
 	}
 	samples := []float64{milliseconds(h.whole), milliseconds(h.Downtime.Total), held.private, held.files, held.threads}
-	for _, dir := range []string{os.Getenv(runtimeDir), filepath.Join(a.env.Dir, "state", "migrations"), "/dev/shm"} {
+	for _, dir := range []string{os.Getenv(runtimeDir), filepath.Join(os.Getenv("GODWIT_STATE_DIR"), "migrations"), "/dev/shm"} {
 		entries, err := countEntries(dir)
 		if err != nil {
 			return err

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"runtime"
 	"strconv"
@@ -156,7 +155,13 @@ func startTraveller(ctx context.Context, e *Env, program string, memory uint64, 
 	if err != nil {
 		return nil, nil, err
 	}
-	restore, err := withVariable("GODWIT_STATE_DIR", filepath.Join(e.Dir, "state"))
+	// Each has a journal of its own: the guest before may have ended on the other host.
+	state, err := os.MkdirTemp(e.Dir, "state-")
+	if err != nil {
+		removeDir()
+		return nil, nil, err
+	}
+	restore, err := withVariable("GODWIT_STATE_DIR", state)
 	if err != nil {
 		removeDir()
 		return nil, nil, err
