@@ -15,6 +15,7 @@ all: build
 build:
 	@scripts/setup build
 	go build $(GOFLAGS_BUILD) -o bin/ ./cmd/...
+	@scripts/settle bin/*
 
 # guest fills the cache with a kernel and an initramfs.
 guest: build

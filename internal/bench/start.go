@@ -4,9 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
@@ -80,22 +78,16 @@ func runStart(ctx context.Context, e *Env) (*Result, error) {
 	return r, nil
 }
 
-// install copies the binary to measure, as its installation would. A linker
-// leaves its output in the page cache in single pages, in which a program starts
-// half a millisecond slower than in the large folios that a copy is made of, or
-// that it is read into after a boot.
+// install copies the binary to measure, as its installation would (scripts/settle). A
+// linker leaves its output in the page cache in single pages, in which a program starts
+// slower than in the large folios that a copy is made of which is written at once.
 func install(e *Env) (string, error) {
-	from, err := os.Open(e.Godwit)
+	program, err := os.ReadFile(e.Godwit)
 	if err != nil {
 		return "", err
 	}
-	defer from.Close()
-	to, err := os.OpenFile(filepath.Join(e.Dir, "godwit"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o700)
-	if err != nil {
-		return "", err
-	}
-	_, err = io.Copy(to, from)
-	return to.Name(), errors.Join(err, to.Close())
+	path := filepath.Join(e.Dir, "godwit")
+	return path, os.WriteFile(path, program, 0o700)
 }
 
 // writeProgram builds a micro-guest and puts it into the case's folder.
