@@ -107,7 +107,8 @@ func Converge(o Observation, p Policy) Decision {
 		}
 		return d.because(GiveUp, "%s, and the rest would still take %v: allow more with --downtime, raise --bandwidth, or try --auto-converge or --postcopy auto", limit, round(d.Downtime))
 	}
-	if o.Round == 1 || o.dirtyRate() < progress*o.bandwidth() {
+	// One round is little to give up for, but enough to slow a guest down.
+	if o.Round == 1 && !p.AutoConverge || o.dirtyRate() < progress*o.bandwidth() {
 		return d.because(Continue, "the rest becomes less")
 	}
 	return d.stuck(o, p)
