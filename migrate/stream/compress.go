@@ -140,10 +140,9 @@ func (c *intake) readPacked(h header) error {
 	if len(pages) != len(p.mem) {
 		return fmt.Errorf("%d compressed bytes for %d bytes of memory at %#x are %d", h.wire, h.length, h.offset, len(pages))
 	}
-	if err := c.receiver.populate(p); err != nil {
+	if err := c.receiver.put(p, pages); err != nil {
 		return err
 	}
-	copy(p.mem, pages)
 	c.receiver.filled(p)
 	return nil
 }

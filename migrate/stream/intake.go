@@ -4,13 +4,11 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"net"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
-	"golang.org/x/sys/unix"
 )
 
 // readAhead is how many bytes are read with a header: enough for some frames of single
@@ -29,6 +27,8 @@ type intake struct {
 	// unpacked what became of it.
 	zip              *zstd.Decoder
 	packed, unpacked []byte
+	// piece is what fill has read and not yet written.
+	piece []byte
 }
 
 func newIntake(r *Receiver, conn net.Conn) *intake {
@@ -102,7 +102,7 @@ func (c *intake) handle(h header) error {
 	return fmt.Errorf("frame of kind %v, which version %d does not have", h.kind, Version)
 }
 
-// readPages reads pages straight into the memory. The guest does not run before all
+// readPages reads pages into the memory. The guest does not run before all
 // checksums were right.
 func (c *intake) readPages(h header) error {
 	p, err := c.receiver.find(h.offset, h.length)
@@ -112,35 +112,12 @@ func (c *intake) readPages(h header) error {
 	if uint64(h.wire) != h.length {
 		return fmt.Errorf("frame %v of %d bytes for %d bytes of memory", h.kind, h.wire, h.length)
 	}
-	if err := c.receiver.populate(p); err != nil {
-		return err
-	}
-	var sum uint32
-	for rest := p.mem; len(rest) > 0; {
-		n, err := c.in.Read(rest)
-		if err != nil {
-			return fmt.Errorf("frame %v for %#x: %w", h.kind, h.offset, noEOF(err))
-		}
-		sum = crc32.Update(sum, castagnoli(), rest[:n]) // while it is in the cache
-		rest = rest[n:]
+	sum, err := c.fill(p)
+	if err != nil {
+		return fmt.Errorf("frame %v for %#x: %w", h.kind, h.offset, err)
 	}
 	c.receiver.filled(p)
 	return h.compare(sum)
-}
-
-// populate has the host provide memory that was not used yet, which costs less in one
-// piece than fault by fault, and fails here when there is none, not with a signal.
-func (r *Receiver) populate(p place) error {
-	if r.content.has(p.first, p.pages) {
-		return nil
-	}
-	// Before there is content: whoever clears the pages has to know of it.
-	r.content.add(p.first, p.pages)
-	err := unix.Madvise(p.mem, unix.MADV_POPULATE_WRITE)
-	if err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
-		return nil // EINVAL: Linux before 5.14; the faults do it
-	}
-	return fmt.Errorf("the host has no memory for %d bytes of the guest at %#x: free some, or migrate to another host: %w", len(p.mem), uint64(p.gpa), err)
 }
 
 // confirm answers a barrier.
