@@ -2,7 +2,9 @@ package tests
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -106,7 +108,14 @@ func TestSnapshots(t *testing.T) {
 	t.Parallel()
 	s := newSaved(t, "saved", "--cpus", "2")
 	s.begin()
-	for i := range 3 {
+	rounds := 3
+	if text := os.Getenv("GODWIT_TEST_SNAPSHOTS"); text != "" {
+		var err error
+		if rounds, err = strconv.Atoi(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range rounds {
 		name := fmt.Sprintf("full-%d", i)
 		s.snapshot(name, "--with-disks")
 		s.sound()
