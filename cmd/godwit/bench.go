@@ -55,7 +55,7 @@ with their spread.
 	f.StringVar(&jsonFile, "json", "", "write the report with all samples to `FILE`")
 	f.StringVar(&o.Kernel, "kernel", "", "kernel `FILE` for the benchmarks that boot Linux (default: the cached one)")
 	f.StringVar(&o.Initrd, "initrd", "", "initrd `FILE` for the benchmarks that boot Linux (default: a small one)")
-	c.AddCommand(newReceiveCopy())
+	c.AddCommand(newReceiveCopy(), newServePages())
 	return c
 }
 

@@ -27,3 +27,14 @@ func newReceiveCopy() *cobra.Command {
 	f.BoolVar(&o.Fresh, "fresh", false, "have it come into memory that was never used")
 	return c
 }
+
+// newServePages is like newReceiveCopy for post-copy.
+func newServePages() *cobra.Command {
+	return &cobra.Command{
+		Use:    "serve-pages",
+		Short:  "Answer questions with pages over TCP: the floor of post-copy",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE:   func(cmd *cobra.Command, _ []string) error { return bench.ServePages(cmd.OutOrStdout()) },
+	}
+}

@@ -33,6 +33,7 @@ func moveCases() []Case {
 		{Name: "migrate-downtime", What: "how long a guest of 1 GiB stands still that moves, as it sees it", Run: runMigrateDowntime},
 		{Name: "migrate-again", What: "a guest that moves there and back, again and again", Run: runMigrateAgain},
 		{Name: "migrate-converge", What: "a guest that writes faster than it is copied, slowed down until it has moved", Run: runMigrateConverge},
+		{Name: "migrate-postcopy", What: "how long a guest waits for pages that follow it", Run: runMigratePostCopy},
 		{Name: "migrate-local", What: "how long a guest stands still that moves to another process of its host", Run: runMigrateLocal},
 	}
 }
