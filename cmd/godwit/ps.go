@@ -27,6 +27,8 @@ const (
 	// stateArriving is that of a guest that another host sends, and still has.
 	stateArriving     = "arriving"
 	stateNotAnswering = "not answering"
+	// stateMoved is that of a guest that runs on another host by now.
+	stateMoved = "moved"
 	// stateUnknown is that of a guest whose VMM has another version, say.
 	stateUnknown = "unknown"
 )
@@ -39,7 +41,8 @@ func newPS() *cobra.Command {
 		Long: `List this user's running guests. MEMORY is what a guest takes up of the host's
 memory, and what it has been granted: its size less what its balloon holds. A guest
 whose VMM does not answer is shown as that; what killed ones left is removed. A guest
-that another host sends is arriving until it runs here.`,
+that another host sends is arriving until it runs here, and one that runs elsewhere by
+now has moved.`,
 		Example: `  godwit ps
   godwit ps --json | jq -r '.[] | select(.state == "paused").name'`,
 		Args: cobra.NoArgs,
@@ -110,8 +113,12 @@ func describeGuest(ctx context.Context, vm *rundir.VM) guestRow {
 	default:
 		row.State = strings.ToLower(stats.State)
 		row.CPUs, row.Used, row.Granted, row.Memory = stats.CPUs, stats.Used, stats.Granted, stats.Memory
-		// A VMM of before migrations does not know the question.
-		moving, _ := lastMigration(ctx, c)
+		moving, err := lastMigration(ctx, c)
+		// A VMM of before migrations does not know the question; one that has ended
+		// since the last one does not run its guest.
+		if err != nil && !errors.As(err, &refused) {
+			row.State = stateNotAnswering
+		}
 		row.moving(movingGuest{vm.Info, moving})
 	}
 	return row
@@ -128,6 +135,9 @@ func (r *guestRow) moving(g movingGuest) {
 		r.Moving, r.Peer = "in doubt", g.Address
 	case g.moves():
 		r.Moving, r.Peer = "moving", g.Address
+	case g.Report != nil && g.Error == "":
+		// The process only has to end.
+		r.State = stateMoved
 	}
 }
 

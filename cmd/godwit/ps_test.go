@@ -2,6 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"github.com/godwit-vmm/godwit/internal/api"
+	"github.com/godwit-vmm/godwit/internal/rundir"
+	"github.com/godwit-vmm/godwit/migrate/live"
 	"regexp"
 	"strings"
 	"testing"
@@ -106,5 +109,31 @@ $`)
 	}
 	if _, ok := guests[0]["cpus"]; ok || guests[0]["state"] != stateNotAnswering {
 		t.Errorf("one that does not answer: %v", guests[0])
+	}
+}
+
+// TestPSMoving has what ps says of a guest that moves, to the moment that its process ends:
+// a guest that runs on the other host is never shown as one that runs here.
+func TestPSMoving(t *testing.T) {
+	at := func(phase live.Phase) api.MigrationStatus {
+		return api.MigrationStatus{Address: "there:1", Progress: &live.Progress{Phase: phase}}
+	}
+	for _, test := range []struct {
+		name string
+		s    api.MigrationStatus
+		want string
+	}{
+		{"never moved", api.MigrationStatus{}, "running"},
+		{"moves", at(live.PhaseCopy), "running, moving to there:1"},
+		{"let go", at(live.PhaseInDoubt), "running, in doubt to there:1"},
+		{"its memory follows", at(live.PhasePostCopy), "running, sending memory to there:1"},
+		{"has moved", api.MigrationStatus{Address: "there:1", Report: new(live.Report)}, "moved"},
+		{"has not moved", api.MigrationStatus{Address: "there:1", Error: "no"}, "running"},
+	} {
+		row := guestRow{State: "running"}
+		row.moving(movingGuest{rundir.Info{Name: "web"}, test.s})
+		if got := row.state(); got != test.want {
+			t.Errorf("%s: %q, want %q", test.name, got, test.want)
+		}
 	}
 }
