@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/godwit-vmm/godwit/internal/api"
+	"github.com/godwit-vmm/godwit/internal/testenv"
 	"github.com/godwit-vmm/godwit/internal/vmm"
 	"github.com/godwit-vmm/godwit/kvm"
 	"github.com/godwit-vmm/godwit/memory"
@@ -23,8 +24,8 @@ import (
 func TestOperator(t *testing.T) {
 	here, there := newSite(t), newSite(t)
 	here.boot("web")
-	cert, key := certificate(t)
-	theirs, theirKey := certificate(t)
+	cert, key := testenv.Certificate(t, t.TempDir())
+	theirs, theirKey := testenv.Certificate(t, t.TempDir())
 	ours := func(ca string) []string { return []string{"--tls-cert", cert, "--tls-key", key, "--tls-ca", ca} }
 	secure := func(ca string) []string { return []string{"--tls-cert", theirs, "--tls-key", theirKey, "--tls-ca", ca} }
 	receiver := func(args ...string) func(*testing.T) string {

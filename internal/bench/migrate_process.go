@@ -108,6 +108,7 @@ func (w *watch) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// String is the text so far, as much of it as is kept. Any goroutine may call it.
 func (w *watch) String() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()

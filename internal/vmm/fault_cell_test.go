@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/godwit-vmm/godwit/internal/testenv"
 	"github.com/godwit-vmm/godwit/migrate/handover"
 	"github.com/godwit-vmm/godwit/migrate/live"
 )
@@ -64,7 +65,7 @@ func newCell(t *testing.T, p place, elf string, slower time.Duration) *cell {
 	}
 	switch p.link {
 	case secure:
-		newCertificate(t, dir)
+		testenv.Certificate(t, dir)
 	case namespaces:
 		c.wire = newWiring(t)
 	}

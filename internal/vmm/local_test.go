@@ -152,15 +152,7 @@ func TestMigrateLocalRestored(t *testing.T) {
 // memory is copied.
 func TestMigrateLocalTunnel(t *testing.T) {
 	here, there := newLocalHost(t), newLocalHost(t)
-	disk := filepath.Join(t.TempDir(), "disk.img")
-	f := newVM(t, checker(t), nil)
-	f.must(os.WriteFile(disk, make([]byte, 1<<20), 0o600))
-	f.must(f.Configure(func(c *Config) error {
-		c.Drives = []Drive{{ID: "data", Config: blk.Config{Path: disk}}}
-		return nil
-	}))
-	f.must(f.Start())
-	f.runs()
+	f, disk := runWithDisk(t)
 	direct := there.addr
 	there.addr = "unix:" + tunnel(t, strings.TrimPrefix(direct, "unix:"))
 	_, err := f.to(there, here.journal)
@@ -180,15 +172,7 @@ func TestMigrateLocalTunnel(t *testing.T) {
 // TestMigrateLocalDisk: who passes files may say which disk the guest gets.
 func TestMigrateLocalDisk(t *testing.T) {
 	here, there := newLocalHost(t), newLocalHost(t)
-	disk := filepath.Join(t.TempDir(), "disk.img")
-	f := newVM(t, checker(t), nil)
-	f.must(os.WriteFile(disk, make([]byte, 1<<20), 0o600))
-	f.must(f.Configure(func(c *Config) error {
-		c.Drives = []Drive{{ID: "data", Config: blk.Config{Path: disk}}}
-		return nil
-	}))
-	f.must(f.Start())
-	f.runs()
+	f, disk := runWithDisk(t)
 	f = f.moved(there, here.journal)
 	f.sound()
 	if _, err := blk.New(blk.Config{Path: disk}); !errors.Is(err, blk.ErrInUse) {

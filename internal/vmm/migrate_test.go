@@ -160,20 +160,25 @@ func TestMigratePaused(t *testing.T) {
 	f.sound()
 }
 
-// TestMigrateDisk: the disk's lock goes with the guest.
-func TestMigrateDisk(t *testing.T) {
-	here, there := newHost(t), newHost(t)
-	disk := filepath.Join(t.TempDir(), "disk.img")
-	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f := newVM(t, checker(t), nil)
+// runWithDisk runs a guest that has a disk, data, of a MiB of zeros.
+func runWithDisk(t *testing.T) (f *fixture, disk string) {
+	t.Helper()
+	disk = filepath.Join(t.TempDir(), "disk.img")
+	f = newVM(t, checker(t), nil)
+	f.must(os.WriteFile(disk, make([]byte, 1<<20), 0o600))
 	f.must(f.Configure(func(c *Config) error {
 		c.Drives = []Drive{{ID: "data", Config: blk.Config{Path: disk}}}
 		return nil
 	}))
 	f.must(f.Start())
 	f.runs()
+	return f, disk
+}
+
+// TestMigrateDisk: the disk's lock goes with the guest.
+func TestMigrateDisk(t *testing.T) {
+	here, there := newHost(t), newHost(t)
+	f, disk := runWithDisk(t)
 	f = f.moved(there, here.journal)
 	f.sound()
 	if _, err := blk.New(blk.Config{Path: disk}); !errors.Is(err, blk.ErrInUse) {
@@ -186,17 +191,7 @@ func TestMigrateRefused(t *testing.T) {
 	here, there := newHost(t), newHost(t)
 	there.request.Trusted = false
 	there.request.Disks = map[string]string{"other": "/nowhere"}
-	disk := filepath.Join(t.TempDir(), "disk.img")
-	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f := newVM(t, checker(t), nil)
-	f.must(f.Configure(func(c *Config) error {
-		c.Drives = []Drive{{ID: "data", Config: blk.Config{Path: disk}}}
-		return nil
-	}))
-	f.must(f.Start())
-	f.runs()
+	f, _ := runWithDisk(t)
 	_, err := f.to(there, here.journal)
 	var refused *live.RefusedError
 	if !errors.As(err, &refused) || len(refused.Reasons) != 2 {

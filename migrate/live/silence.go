@@ -59,6 +59,7 @@ type heard struct {
 	silence *silence
 }
 
+// Read is that of the connection.
 func (h *heard) Read(p []byte) (int, error) {
 	n, err := h.Conn.Read(p)
 	if n > 0 {

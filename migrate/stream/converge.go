@@ -63,6 +63,7 @@ const (
 	GiveUp
 )
 
+// String is the action as reports and tests show it.
 func (a Action) String() string {
 	return [...]string{"continue", "stop-and-copy", "raise-throttle", "post-copy", "give-up"}[a]
 }

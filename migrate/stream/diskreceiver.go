@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -77,17 +76,14 @@ func (c *diskIntake) Read(p []byte) (int, error) {
 	}
 	n, err := c.conn.Read(p)
 	c.inside = c.inside || n > 0
-	return n, err
+	return n, unfinished(err, c.Stall)
 }
 
 // run handles frames until the last.
 func (c *diskIntake) run() error {
 	for {
 		c.inside = c.in.Buffered() > 0
-		h, err := readHeader(c.in, &c.header)
-		if errors.Is(err, io.EOF) {
-			return errors.New("the source closed the connection before it had finished")
-		}
+		h, err := nextHeader(c.in, &c.header)
 		if err != nil {
 			return err
 		}

@@ -53,21 +53,32 @@ func (c *intake) Read(p []byte) (int, error) {
 	n, err := c.conn.Read(p)
 	c.receiver.wire.Add(uint64(n))
 	c.inside = c.inside || n > 0
+	return n, unfinished(err, c.receiver.stall)
+}
+
+// unfinished says of a source that was waited for in vain within a frame that it was.
+func unfinished(err error, stall time.Duration) error {
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
-		err = fmt.Errorf("the source left a frame unfinished for %v: is its machine or the network down? (%w)", c.receiver.stall, err)
+		return fmt.Errorf("the source left a frame unfinished for %v: is its machine or the network down? (%w)", stall, err)
 	}
-	return n, err
+	return err
+}
+
+// nextHeader reads the header of a frame, of which there has to be one more.
+func nextHeader(in io.Reader, buf *[headerSize]byte) (header, error) {
+	h, err := readHeader(in, buf)
+	if errors.Is(err, io.EOF) {
+		err = errors.New("the source closed the connection before it had finished")
+	}
+	return h, err
 }
 
 // run handles frames until the last.
 func (c *intake) run() error {
 	for {
 		c.inside = c.in.Buffered() > 0
-		h, err := readHeader(c.in, &c.header)
-		if errors.Is(err, io.EOF) {
-			return errors.New("the source closed the connection before it had finished")
-		}
+		h, err := nextHeader(c.in, &c.header)
 		if err != nil {
 			return err
 		}

@@ -28,6 +28,7 @@ func NewID() ID {
 	return id
 }
 
+// String is the ID in 32 hexadecimal digits, as it is in file names and in JSON.
 func (id ID) String() string { return hex.EncodeToString(id[:]) }
 
 // MarshalText and UnmarshalText are for JSON: 32 hexadecimal digits.
@@ -57,6 +58,7 @@ const (
 	Disk
 )
 
+// String is the channel for messages, also one that there is not.
 func (c Channel) String() string {
 	switch c {
 	case Control:

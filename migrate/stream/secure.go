@@ -54,6 +54,7 @@ type records struct {
 	err error
 }
 
+// Read reads what the peer has sent.
 func (r *records) Read(p []byte) (int, error) { return r.in.Read(p) }
 
 // Write sends p, or keeps it while records are held.

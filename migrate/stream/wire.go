@@ -28,6 +28,7 @@ const (
 	kindDone kind = 'D' | 'O'<<8 | 'N'<<16 | 'E'<<24
 )
 
+// String is the four letters of the kind, quoted: a peer chooses them.
 func (k kind) String() string {
 	return strconv.Quote(string([]byte{byte(k), byte(k >> 8), byte(k >> 16), byte(k >> 24)}))
 }
@@ -125,6 +126,7 @@ func readFail(r io.Reader, h header) error {
 // PeerError is what the peer said was wrong.
 type PeerError struct{ Text string }
 
+// Error is the peer's sentence, of at most maxText bytes that are safe to print.
 func (e *PeerError) Error() string { return "the receiver says: " + e.Text }
 
 // printable makes a peer's text safe to show on a terminal.
