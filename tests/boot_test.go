@@ -133,10 +133,11 @@ func TestPowerButton(t *testing.T) {
 	t.Parallel()
 	in := newTypist([]step{{"# ", ""}})
 	defer in.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
-	defer cancel()
 	h, release := host(t)
 	defer release()
+	// Not before: other tests may have the hosts for longer than that.
+	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
+	defer cancel()
 	var stderr bytes.Buffer
 	p, err := h.start(ctx, in, in, &stderr, "boot", "--memory", "256M")
 	if err != nil {

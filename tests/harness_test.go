@@ -54,7 +54,11 @@ func run(ctx context.Context, r runner, stdin io.Reader, stdout, stderr io.Write
 	if err != nil {
 		return 0, err
 	}
-	return p.Wait()
+	status, err := p.Wait()
+	if e, ok := r.(*emulated); ok && errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("%w; the host:\n%s", err, e.autopsy())
+	}
+	return status, err
 }
 
 // result is what a run of godwit left.
@@ -330,7 +334,9 @@ func (e *emulated) start(ctx context.Context, stdin io.Reader, stdout, stderr io
 	if err != nil {
 		return nil, err
 	}
-	return &emulatedProcess{ctx, p, context.AfterFunc(ctx, func() { p.Kill() })}, nil
+	started := &emulatedProcess{ctx: ctx, Process: p}
+	started.stop = context.AfterFunc(ctx, started.end)
+	return started, nil
 }
 
 type emulatedProcess struct {
