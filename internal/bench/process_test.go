@@ -23,6 +23,23 @@ func TestRunProcess(t *testing.T) {
 	}
 }
 
+func TestRunUntilOutput(t *testing.T) {
+	dir := t.TempDir()
+	c, err := runUntilOutput(t.Context(), dir, 3, "/bin/sh", "-c", "echo out; sleep 0.2; echo more; exit 3")
+	if err != nil || c.out != "out\nmore\n" || c.first <= 0 || c.first+100*time.Millisecond > c.wall {
+		t.Errorf("got %+v, %v", c, err)
+	}
+	c, err = runUntilOutput(t.Context(), dir, killed, "/bin/sh", "-c", "echo out; exec sleep 600")
+	if err != nil || c.first <= 0 {
+		t.Errorf("got %+v, %v", c, err)
+	}
+	for _, script := range []string{"exit 0", "echo out; exit 1"} {
+		if _, err := runUntilOutput(t.Context(), dir, 0, "/bin/sh", "-c", script); err == nil {
+			t.Errorf("%s: no error", script)
+		}
+	}
+}
+
 func TestRunProcessCountsProcessorTime(t *testing.T) {
 	c, err := runProcess(t.Context(), t.TempDir(), 0, "/bin/sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done")
 	if err != nil || c.cpu <= 0 || c.cpu > c.wall+time.Second {

@@ -17,10 +17,10 @@ const (
 // wants.
 const serialPort = 0x3f8
 
-// waiter is a guest that uses its memory, says so, and then waits to be restored: it
-// asks its VMM to end as soon as its generation ID has changed, as it does in a
-// godwit. QEMU has no such ID; it ends by its debug exit port, which only the QEMU
-// that restores the guest is given.
+// waiter is a guest that uses its memory, says so, and then waits to be restored: as soon
+// as its generation ID has changed, as it does in a godwit, it says so and asks its VMM
+// to end. QEMU has no such ID, but what serves the port of its debug exit, which only the
+// QEMU that restores the guest is given.
 func waiter() ([]byte, error) {
 	return assemble(func(a *micro.Asm) {
 		a.MovImm(micro.RBX, usedStart)
@@ -41,6 +41,7 @@ func waiter() ([]byte, error) {
 		stop(a, micro.DebugExit(0))
 		a.Jmp(wait)
 		a.Bind(restored)
+		say(a)
 		stop(a, micro.PowerOff())
 		a.Jmp(a.Here())
 	})

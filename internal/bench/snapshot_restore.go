@@ -21,8 +21,9 @@ func snapshotCases() []Case {
 	}
 }
 
-// runRestore measures whole processes, from fork to wait, that restore the same guest,
-// once with little and once with much memory.
+// runRestore measures whole processes that restore the same guest, once with little and
+// once with much memory: from fork to the first that the guest does, which is to write a
+// byte that comes out at the process's standard output, and from fork to wait.
 func runRestore(ctx context.Context, e *Env) (*Result, error) {
 	program, err := writeProgram(e, "waiter.elf", func(micro.Stop) ([]byte, error) { return waiter() }, nil)
 	if err != nil {
@@ -46,13 +47,14 @@ func runRestore(ctx context.Context, e *Env) (*Result, error) {
 		return nil, err
 	}
 	r := &Result{Metrics: []*Metric{
-		{Name: "wall clock", Unit: "ms", goals: []goal{
+		{Name: "to the first instruction", Unit: "ms", goals: []goal{
 			atMostAbove(small.godwit.name, small.floor.name, restoreAboveFloor),
 			atMostAbove(large.godwit.name, large.floor.name, restoreAboveFloor),
 			// The floor's own time depends on the size: a KVM without nested
 			// paging allocates a map of all pages.
 			sameExcess(large.godwit.name, large.floor.name, small.godwit.name, small.floor.name),
 		}},
+		{Name: "to the end", Unit: "ms"},
 		{Name: "user + system", Unit: "ms"},
 	}}
 	err = r.compete(ctx, e, e.rounds(25, 5), small.floor, small.godwit, large.floor, large.godwit, qemuRestore(ctx, e, program))
@@ -89,11 +91,11 @@ func newRestorePair(ctx context.Context, e *Env, program, floor, godwit string, 
 	return p, nil
 }
 
-// processContestant runs a program to its end.
+// processContestant runs a program whose first output counts.
 func processContestant(e *Env, name string, argv ...string) contestant {
 	return contestant{name: name, run: func(ctx context.Context) ([]float64, error) {
-		c, err := runProcess(ctx, e.Dir, 0, argv...)
-		return c.milliseconds(), err
+		c, err := runUntilOutput(ctx, e.Dir, 0, argv...)
+		return append([]float64{milliseconds(c.first)}, c.milliseconds()...), err
 	}}
 }
 
@@ -137,16 +139,29 @@ func qemuRestore(ctx context.Context, e *Env, program string) contestant {
 	const mib = 1024
 	file := filepath.Join(e.Dir, "migration")
 	err := saveInQEMU(ctx, e, program, mib, file)
+	// What the guest writes to this port comes out at QEMU's standard output, or ends QEMU.
+	const port = "iobase=0xf4"
+	says := []string{"-device", "isa-debugcon," + port + ",chardev=said", "-chardev", "stdio,id=said"}
+	ends := []string{"-device", "isa-debug-exit," + port + ",iosize=4"}
+	command := func(more []string) ([]string, error) {
+		return pausableQEMU(mib, append(more, "-serial", "null", "-kernel", program, "-incoming", "exec:cat "+file)...)
+	}
 	return contestant{name: microvmName + ", 1 GiB", peer: true, run: func(ctx context.Context) ([]float64, error) {
 		if err != nil {
 			return nil, err
 		}
-		argv, err := pausableQEMU(mib, "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-serial", "null",
-			"-kernel", program, "-incoming", "exec:cat "+file)
+		argv, err := command(says)
 		if err != nil {
 			return nil, err
 		}
+		first, err := runUntilOutput(ctx, e.Dir, killed, argv...)
+		if err != nil {
+			return nil, err
+		}
+		if argv, err = command(ends); err != nil {
+			return nil, err
+		}
 		c, err := runProcess(ctx, e.Dir, debugExitStatus, argv...)
-		return c.milliseconds(), err
+		return append([]float64{milliseconds(first.first)}, c.milliseconds()...), err
 	}}
 }

@@ -40,8 +40,8 @@ func TestRestoreFloor(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if _, err := runProcess(t.Context(), e.Dir, 0, floor, s.floorState, s.memory); err != nil {
-			t.Fatal(err)
+		if c, err := runUntilOutput(t.Context(), e.Dir, 0, floor, s.floorState, s.memory); err != nil || c.out != "." {
+			t.Fatalf("it said %q: %v", c.out, err)
 		}
 	}
 	checkCalls(t, s.floorState)

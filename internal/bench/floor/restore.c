@@ -1,6 +1,6 @@
 /*
  * The floor of a restore: the least that a program must do to have a saved guest
- * go on until it powers off. The memory is mapped from the snapshot's file, and the
+ * go on until it powers off, and to pass on what it says on its serial port. The memory is mapped from the snapshot's file, and the
  * rest is a list of ioctls to repeat. Nothing is checked that need not be, and no
  * device exists.
  *
@@ -25,6 +25,7 @@
 
 #define GENERATION_ID	0xff000
 #define POWER_OFF_PORT	0x604
+#define SERIAL_PORT	0x3f8
 
 struct head {
 	uint32_t ranges, calls;
@@ -120,6 +121,8 @@ int main(int argc, char **argv)
 		must(ioctl(vcpu, KVM_RUN, 0), "KVM_RUN");
 		if (run->exit_reason != KVM_EXIT_IO)
 			errx(1, "exit reason %u", run->exit_reason);
+		if (run->io.port == SERIAL_PORT)
+			must(write(STDOUT_FILENO, (char *)run + run->io.data_offset, 1), "standard output");
 	} while (run->io.port != POWER_OFF_PORT);
 	return 0;
 }
