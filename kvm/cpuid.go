@@ -13,9 +13,16 @@ const maxCPUIDEntries = 4096
 
 // SupportedCPUID is what host and KVM together can show a guest
 // (KVM API §4.46). Leaves that depend on the vCPU (APIC IDs, topology) are the
-// caller's to fill in.
-func (s *System) SupportedCPUID() ([]CPUIDEntry2, error) {
-	return getCPUID(s.fd, KVM_GET_SUPPORTED_CPUID)
+// caller's to fill in, in a copy. KVM is asked once: while it is open it cannot be
+// replaced by another one.
+func (s *System) SupportedCPUID() ([]CPUIDEntry2, error) { return s.supported() }
+
+// AskCPUID begins to ask KVM for SupportedCPUID, in the background: each leaf traps where
+// this host is itself a guest, so that it takes as long as making a VM.
+func (s *System) AskCPUID() {
+	s.ask.Do(func() {
+		s.asking.Go(func() { _, _ = s.supported() }) // who needs it gets the error
+	})
 }
 
 // GetCPUID2 is what the vCPU shows its guest, with the bits that follow other

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,10 @@ const apiVersion = 12
 type System struct {
 	fd       int
 	mmapSize int
+	// supported asks for the supported CPUID, the first time.
+	supported func() ([]CPUIDEntry2, error)
+	ask       sync.Once
+	asking    sync.WaitGroup
 }
 
 // Open opens KVM at path; "" means DevicePath. The error says what to do
@@ -32,6 +37,7 @@ func Open(path string) (*System, error) {
 		return nil, fmt.Errorf("kvm: open %s: %w%s", path, err, advice(path, err))
 	}
 	s := &System{fd: fd}
+	s.supported = sync.OnceValues(func() ([]CPUIDEntry2, error) { return getCPUID(fd, KVM_GET_SUPPORTED_CPUID) })
 	version, err := s.APIVersion()
 	if err == nil && version != apiVersion {
 		err = fmt.Errorf("kvm: %s speaks API version %d, this program %d", path, version, apiVersion)
@@ -69,7 +75,10 @@ func advice(path string, err error) string {
 }
 
 // Close closes the handle. VMs made from it live on.
-func (s *System) Close() error { return closeFD(&s.fd) }
+func (s *System) Close() error {
+	s.asking.Wait()
+	return closeFD(&s.fd)
+}
 
 // closeFD closes *fd once and makes later use of it fail with EBADF.
 func closeFD(fd *int) error {

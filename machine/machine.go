@@ -90,17 +90,7 @@ func New(sys *kvm.System, c Config) (*Machine, error) {
 // a whole before the first processor, and the cheap checks of what the user
 // gave before the costly steps.
 func (m *Machine) build() error {
-	// Asking for CPUID takes as long as the rest together where this host
-	// is itself a guest, because each leaf traps: it goes beside.
-	var cpuid []kvm.CPUIDEntry2
-	var cpuidErr error
-	asked := make(chan struct{})
-	go func() {
-		defer close(asked)
-		cpuid, cpuidErr = m.sys.SupportedCPUID()
-	}()
-	defer func() { <-asked }() // the caller may close sys after an error
-
+	m.sys.AskCPUID()
 	var err error
 	if m.vm, err = m.sys.CreateVM(); err != nil {
 		return err
@@ -130,8 +120,9 @@ func (m *Machine) build() error {
 		return err
 	}
 	m.trace("devices")
-	if <-asked; cpuidErr != nil {
-		return cpuidErr
+	cpuid, err := m.sys.SupportedCPUID()
+	if err != nil {
+		return err
 	}
 	if err := m.addCPUs(cpuid); err != nil {
 		return err

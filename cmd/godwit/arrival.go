@@ -231,7 +231,9 @@ func (a *arrival) built() (err error) {
 
 // run leads a guest that has come to its end.
 func (a *arrival) run() error {
-	defer watchSignals(a.h.vm, unix.SIGTERM, unix.SIGINT)()
+	signals := watchSignals(a.h.vm, unix.SIGTERM, unix.SIGINT)
+	defer signals.stop()
+	<-signals.begun
 	// Others ask the guest itself from now on: should this fail, it only looks odd.
 	_ = a.i.dir.SetArriving(false)
 	if a.r.background {

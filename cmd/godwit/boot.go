@@ -175,6 +175,7 @@ func openKVM(allowSoftware bool, trace *timings) (*kvm.System, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w\nto boot in an emulated host instead: %s", err, labCommand)
 	}
+	sys.AskCPUID()
 	trace.mark("open")
 	if !allowSoftware {
 		err = refuseSoftware(sys)

@@ -36,19 +36,22 @@ func bootCommand(ctx context.Context, run vmm.Options, c vmm.Config, o *bootOpti
 	}
 	h := newHost(&run, out)
 	var i *instance
+	var signals *signalWatch
 	run.Built = func() (err error) {
 		if i, err = r.wait(); err == nil {
 			h.serve(i)
+			signals = watchSignals(h.vm, unix.SIGTERM)
 		}
 		return err
 	}
 	vm := vmm.New(ctx, run, c)
 	h.vm = vm
 	defer func() { err = errors.Join(err, h.close()) }()
-	defer watchSignals(vm, unix.SIGTERM)()
+	defer func() { signals.stop() }()
 	if err := vm.Start(); err != nil {
 		return err
 	}
+	<-signals.begun
 
 	// The command's context ends with the machine, whatever ends that.
 	running, stop := context.WithCancel(ctx)

@@ -42,6 +42,7 @@ func bootConsole(ctx context.Context, run vmm.Options, c vmm.Config, o *bootOpti
 		run.HVC = newHVC(run.Console)
 	}
 	var t *terminal
+	var signals *signalWatch
 	// The machine is built before the terminal is touched, so that an error
 	// about a file looks as it should.
 	run.Built = func() error {
@@ -50,11 +51,18 @@ func bootConsole(ctx context.Context, run vmm.Options, c vmm.Config, o *bootOpti
 			return err
 		}
 		h.serve(i)
+		signals = watchSignals(h.vm, unix.SIGTERM, unix.SIGINT)
 		var up func() error
 		if d != nil && o.wait {
-			up = d.up
+			up = func() error {
+				<-signals.begun
+				return d.up()
+			}
 		}
 		h.watch(up)
+		if term.IsTerminal(int(os.Stdin.Fd())) {
+			<-signals.begun // who changes the terminal gives it back
+		}
 		if t, err = openTerminal(os.Stdin); t != nil {
 			fmt.Fprintf(os.Stderr, "godwit: console of %s; Ctrl-a x quits\r\n", i.name)
 		}
@@ -62,11 +70,11 @@ func bootConsole(ctx context.Context, run vmm.Options, c vmm.Config, o *bootOpti
 	}
 	h.vm = vmm.New(ctx, run, c)
 	defer func() { err = errors.Join(err, h.close()) }()
-	defer watchSignals(h.vm, unix.SIGTERM, unix.SIGINT)()
+	defer func() { signals.stop() }()
 	if d != nil {
 		d.watch(func() { h.vm.Kill(errAbandoned) })
 	}
-	if run.HVC != nil {
+	if run.HVC != nil && windowSize() != nil {
 		defer followWindow(h.vm)()
 	}
 	defer func() { t.restore() }()
@@ -77,6 +85,7 @@ func bootConsole(ctx context.Context, run vmm.Options, c vmm.Config, o *bootOpti
 	if err := start(); err != nil {
 		return err
 	}
+	<-signals.begun
 	if d != nil && !o.wait {
 		// Who is told of the guest may ask something of it at once.
 		if h.listening != nil {
@@ -143,18 +152,27 @@ func quitStatus(cause error) error {
 	}
 }
 
+// signalWatch is what watchSignals has begun.
+type signalWatch struct {
+	signals chan os.Signal
+	// begun is closed when signals are watched, and end to end that.
+	begun, end chan struct{}
+}
+
 // watchSignals presses the guest's power button at the first of the given signals, and
 // kills the guest at the second, where there is no machine to press it on, or when the
-// terminal is gone (SIGHUP).
-func watchSignals(vm *vmm.VM, soft ...os.Signal) (stop func()) {
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, append(soft, unix.SIGHUP)...)
-	done := make(chan struct{})
+// terminal is gone (SIGHUP). It begins in the background: the guest's first instruction
+// need not wait for the threads that Go makes for it. Until it has begun a signal ends
+// the process.
+func watchSignals(vm *vmm.VM, soft ...os.Signal) *signalWatch {
+	w := &signalWatch{make(chan os.Signal, 4), make(chan struct{}), make(chan struct{})}
 	go func() {
+		signal.Notify(w.signals, append(soft, unix.SIGHUP)...)
+		close(w.begun)
 		pressed := false
 		for {
 			select {
-			case s := <-signals:
+			case s := <-w.signals:
 				if s == unix.SIGHUP || pressed || vm.Machine() == nil {
 					vm.Kill(errKilled)
 					return
@@ -163,12 +181,22 @@ func watchSignals(vm *vmm.VM, soft ...os.Signal) (stop func()) {
 				fmt.Fprintf(os.Stderr, "godwit: %v: pressing the guest's power button; again to kill it\r\n", s)
 				// A guest that ends at this moment needs no button.
 				_ = vm.PowerButton()
-			case <-done:
+			case <-w.end:
 				return
 			}
 		}
 	}()
-	return func() { signal.Stop(signals); close(done) }
+	return w
+}
+
+// stop ends the watch, if there is one.
+func (w *signalWatch) stop() {
+	if w == nil {
+		return
+	}
+	<-w.begun
+	signal.Stop(w.signals)
+	close(w.end)
 }
 
 // terminalWords tell godwit's init what terminal the console is shown on. A

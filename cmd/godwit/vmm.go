@@ -97,7 +97,9 @@ func serveVMM(ctx context.Context, run vmm.Options, o *vmmOptions, i *instance) 
 	}
 	h.vm = vmm.New(ctx, run, api.Defaults())
 	defer func() { err = errors.Join(err, h.close()) }()
-	defer watchSignals(h.vm, unix.SIGTERM, unix.SIGINT)()
+	signals := watchSignals(h.vm, unix.SIGTERM, unix.SIGINT)
+	defer signals.stop()
+	<-signals.begun
 	defer func() { t.restore() }()
 	// Last: who sees the socket may send a signal.
 	l, err := i.listenAPI(o.socket)

@@ -59,7 +59,7 @@ func runMigrateConverge(ctx context.Context, e *Env) (*Result, error) {
 }
 
 func convergeGodwit(ctx context.Context, e *Env, r *Result, program string, ram uint64, once float64) error {
-	t, remove, err := startTraveller(ctx, e, program, ram, saidReady)
+	t, remove, err := startTraveller(ctx, e, program, ram, saidReady())
 	if err != nil {
 		return err
 	}

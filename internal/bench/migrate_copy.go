@@ -128,7 +128,7 @@ type plainCopy struct {
 	connections int
 }
 
-var saidCopyAddress = regexp.MustCompile(copyAddress + `(\S+)\n`)
+func saidCopyAddress() *regexp.Regexp { return regexp.MustCompile(copyAddress + `(\S+)\n`) }
 
 // run copies the memory once and returns the time from the first byte to the word that
 // all has come.
@@ -146,7 +146,7 @@ func (p *plainCopy) run(ctx context.Context, fresh bool, c *certificate) (time.D
 		}
 		config.ServerName = "127.0.0.1"
 	}
-	to, match, err := startChild(ctx, saidCopyAddress, argv...)
+	to, match, err := startChild(ctx, saidCopyAddress(), argv...)
 	if err != nil {
 		return 0, err
 	}

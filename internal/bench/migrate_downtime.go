@@ -97,7 +97,7 @@ func (d *downtimeRun) measure(ctx context.Context) (err error) {
 
 // inGodwit moves the guest, and leaves it alone for as long, in turn.
 func (d *downtimeRun) inGodwit(ctx context.Context) error {
-	t, remove, err := startTraveller(ctx, d.env, d.program, d.memory, saidReady)
+	t, remove, err := startTraveller(ctx, d.env, d.program, d.memory, saidReady())
 	if err != nil {
 		return err
 	}

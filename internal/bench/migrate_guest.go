@@ -139,13 +139,12 @@ type traveller struct {
 	hops int
 }
 
-var (
-	// saidReady is what a guest's say looks like on its console, of which messages of
-	// godwit's are no part.
-	saidReady = regexp.MustCompile(`(?m)^\.`)
-	// saidAddress is what godwit receive says.
-	saidAddress = regexp.MustCompile(`waiting for guests at (\S+)\n`)
-)
+// saidReady is what a guest's say looks like on its console, of which messages of
+// godwit's are no part. (A variable would be made at each start of a godwit.)
+func saidReady() *regexp.Regexp { return regexp.MustCompile(`(?m)^\.`) }
+
+// saidAddress is what godwit receive says.
+func saidAddress() *regexp.Regexp { return regexp.MustCompile(`waiting for guests at (\S+)\n`) }
 
 // startTraveller starts a guest and waits until ready matches what is on its console; nil
 // is for a ready program, and waits for its first round. remove ends it.
@@ -228,7 +227,7 @@ type hop struct {
 // not, it is where it was.
 func (t *traveller) move(ctx context.Context, flags ...string) (*hop, error) {
 	receive := append([]string{t.godwit, "receive", "--allow-software-kvm"}, append(t.receiving(), t.secure...)...)
-	to, match, err := startChild(ctx, saidAddress, receive...)
+	to, match, err := startChild(ctx, saidAddress(), receive...)
 	if err != nil {
 		return nil, err
 	}

@@ -55,7 +55,7 @@ func migrateLocal(ctx context.Context, e *Env, size uint64, r *Result) error {
 	if err != nil {
 		return err
 	}
-	t, remove, err := startTraveller(ctx, e, program, size, saidReady)
+	t, remove, err := startTraveller(ctx, e, program, size, saidReady())
 	if err != nil {
 		return err
 	}

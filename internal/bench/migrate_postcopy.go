@@ -38,7 +38,7 @@ func runMigratePostCopy(ctx context.Context, e *Env) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, remove, err := startTraveller(ctx, e, program, postCopyUsed+2*guestMargin, saidReady)
+	t, remove, err := startTraveller(ctx, e, program, postCopyUsed+2*guestMargin, saidReady())
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +77,7 @@ func runMigratePostCopy(ctx context.Context, e *Env) (*Result, error) {
 // pageRoundTrip is how long it takes to ask another process for a page over TCP and to get
 // it, in ms: half of the times no longer.
 func pageRoundTrip(ctx context.Context, e *Env) (float64, error) {
-	from, match, err := startChild(ctx, saidCopyAddress, e.Godwit, "bench", "serve-pages")
+	from, match, err := startChild(ctx, saidCopyAddress(), e.Godwit, "bench", "serve-pages")
 	if err != nil {
 		return 0, err
 	}

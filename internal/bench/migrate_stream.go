@@ -127,7 +127,7 @@ func (s *streamRun) start(ctx context.Context, r *Result, size uint64) (remove f
 	if err != nil {
 		return nil, err
 	}
-	t, removeGodwit, err := startTraveller(ctx, s.env, program, size, saidReady)
+	t, removeGodwit, err := startTraveller(ctx, s.env, program, size, saidReady())
 	if err != nil {
 		return nil, err
 	}

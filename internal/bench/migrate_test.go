@@ -176,7 +176,7 @@ func TestPlainCopy(t *testing.T) {
 	fill(p.mem)
 	for _, o := range []CopyOptions{{}, {Fresh: true}, {Cert: c.cert, Key: c.key, CA: c.ca, Fresh: true}} {
 		o.Size, o.Connections = uint64(len(p.mem)), p.connections
-		said, done := newWatch(saidCopyAddress), make(chan error, 1)
+		said, done := newWatch(saidCopyAddress()), make(chan error, 1)
 		go func() { done <- ReceiveCopy(t.Context(), o, said) }()
 		select {
 		case <-said.seen:

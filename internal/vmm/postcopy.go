@@ -46,9 +46,6 @@ const stopTime = 2 * time.Second
 // unpage ends the bringing of memory that is still missing when the machine has ended: its
 // processors and devices may wait for it.
 func (s *session) unpage() {
-	if s.paging == nil {
-		return
-	}
 	select {
 	case <-s.m.Ended():
 		s.m.AwaitStop(stopTime)

@@ -67,7 +67,9 @@ func (v *VM) launch(s *session, phase Phase) error {
 		v.tell(Event{Kind: EventPaused})
 	}
 	go v.live(s)
-	go s.unpage()
+	if s.paging != nil {
+		go s.unpage()
+	}
 	return nil
 }
 
