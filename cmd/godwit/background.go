@@ -47,40 +47,61 @@ func bootInBackground(ctx context.Context, o *bootOptions, stdout io.Writer) err
 	return startInBackground(ctx, "the guest", o.waitTimeout, stdout)
 }
 
-// startInBackground starts this program again and returns when that is ready, which takes
-// at most the timeout unless that is 0. It prints what it says then. what is for errors,
-// after which nothing of it is left.
+// startInBackground starts this program again, as it was started, and returns when that is
+// ready. It prints what it says then.
 func startInBackground(ctx context.Context, what string, timeout time.Duration, stdout io.Writer) error {
-	self, err := os.Executable()
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	word, err := (&launch{what: what, args: os.Args[1:], stderr: os.Stderr, timeout: timeout}).run(ctx)
 	if err != nil {
 		return err
+	}
+	_, err = fmt.Fprint(stdout, word)
+	return err
+}
+
+// launch is a start of this program in the background.
+type launch struct {
+	// what it is, for errors.
+	what string
+	args []string
+	// stderr is its standard error until it is ready.
+	stderr *os.File
+	// timeout is how long it may take, 0 for ever.
+	timeout time.Duration
+}
+
+// run returns when the program is ready, with the line that it says then. After an error
+// nothing of it is left; it has said what went wrong if the error is an exitStatus.
+func (l *launch) run(ctx context.Context) (word string, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
 	}
 	ready, theirs, err := os.Pipe()
 	if err != nil {
-		return err
+		return "", err
 	}
-	c := exec.Command(self, os.Args[1:]...)
-	c.Stderr = os.Stderr // until it is ready
+	defer ready.Close()
+	c := exec.Command(self, l.args...)
+	c.Stderr = l.stderr
 	c.ExtraFiles = []*os.File{theirs}
 	c.Env = append(os.Environ(), readyVariable+"=3")
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := errors.Join(c.Start(), theirs.Close()); err != nil {
-		return errors.Join(fmt.Errorf("start in the background: %w", err), ready.Close())
+		return "", fmt.Errorf("start in the background: %w", err)
 	}
-	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-	defer stop()
-	if timeout > 0 {
+	if l.timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, timeout)
+		ctx, cancel = context.WithTimeout(ctx, l.timeout)
 		defer cancel()
 	}
 	// The end of the pipe here is the end of the process there.
-	context.AfterFunc(ctx, func() { _ = ready.Close() })
+	defer context.AfterFunc(ctx, func() { _ = ready.Close() })()
 	// The process there keeps its end; only the line tells.
 	line, _ := bufio.NewReader(ready).ReadString('\n')
-	if name, ok := strings.CutPrefix(line, readyWord); ok {
-		fmt.Fprint(stdout, name)
-		return c.Process.Release()
+	if word, ok := strings.CutPrefix(line, readyWord); ok {
+		return word, c.Process.Release()
 	}
 	_ = ready.Close()
 	killed := time.AfterFunc(endTimeout, func() { _ = c.Process.Kill() })
@@ -89,15 +110,15 @@ func startInBackground(ctx context.Context, what string, timeout time.Duration, 
 	var exit *exec.ExitError
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return fmt.Errorf("%s was not up within %v and was ended (--wait-timeout)", what, timeout)
+		return "", fmt.Errorf("%s was not up within %v and was ended (--wait-timeout)", l.what, l.timeout)
 	case ctx.Err() != nil:
-		return fmt.Errorf("interrupted; %s was ended", what)
+		return "", fmt.Errorf("interrupted; %s was ended", l.what)
 	case errors.As(err, &exit) && exit.Exited():
-		return exitStatus(exit.ExitCode()) // it has said why
+		return "", exitStatus(exit.ExitCode())
 	case err != nil:
-		return fmt.Errorf("the process in the background: %w", err)
+		return "", fmt.Errorf("the process in the background: %w", err)
 	}
-	return fmt.Errorf("%s ended before it was up", what)
+	return "", fmt.Errorf("%s ended before it was up", l.what)
 }
 
 // errAbandoned ends a guest whose starter does not wait for it any more.

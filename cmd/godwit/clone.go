@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -62,6 +62,7 @@ left, and named.`,
 	f.StringVar(&o.overlay, "overlay", "", "keep what the guests write to their disks, in new overlays in `FOLDER` (default: forget it when they end)")
 	f.BoolVar(&o.ephemeral, "ephemeral", false, "forget what the guests write to their disks when they end; --overlay is then where it is until then")
 	f.BoolVar(&o.wait, "wait", false, "end when the agents of all guests answer")
+	f.DurationVar(&o.waitTimeout, "wait-timeout", 2*time.Minute, "end a guest that does not answer after this time with --wait; 0 waits for ever")
 	f.BoolVar(&o.paused, "paused", false, "leave the guests paused, until \"godwit resume\"")
 	f.BoolVar(&o.allowSoftware, "allow-software-kvm", false, "go on where KVM emulates ring 0 (Linux does not run there)")
 	f.BoolVar(&o.asJSON, "json", false, "print the names as a JSON array")
@@ -72,6 +73,7 @@ left, and named.`,
 type cloneOptions struct {
 	dir, name, overlay string
 	count              int
+	waitTimeout        time.Duration
 	ephemeral, wait    bool
 	paused             bool
 	allowSoftware      bool
@@ -98,10 +100,6 @@ func (o *cloneOptions) restoreArgs(name string) []string {
 // clone makes the guests, each in a process of its own, as many at a time as there
 // are processors.
 func clone(ctx context.Context, o *cloneOptions, stdout io.Writer) error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM)
 	defer stop()
 	errs := make([]error, o.count)
@@ -112,7 +110,7 @@ func clone(ctx context.Context, o *cloneOptions, stdout io.Writer) error {
 			places <- struct{}{}
 			defer func() { <-places }()
 			if errs[i] = ctx.Err(); errs[i] == nil {
-				errs[i] = o.one(ctx, self, o.cloneName(i))
+				errs[i] = o.one(ctx, o.cloneName(i))
 			}
 		})
 	}
@@ -123,6 +121,7 @@ func clone(ctx context.Context, o *cloneOptions, stdout io.Writer) error {
 			names = append(names, o.cloneName(i))
 		}
 	}
+	var err error
 	if o.asJSON {
 		err = json.NewEncoder(stdout).Encode(names)
 	} else if len(names) > 0 {
@@ -133,18 +132,36 @@ func clone(ctx context.Context, o *cloneOptions, stdout io.Writer) error {
 
 func (o *cloneOptions) cloneName(i int) string { return fmt.Sprintf("%s-%d", o.name, i+1) }
 
-// one makes one guest. The command says why it failed.
-func (o *cloneOptions) one(ctx context.Context, self, name string) error {
-	c := exec.CommandContext(ctx, self, o.restoreArgs(name)...)
-	// It ends its guest and then itself.
-	c.Cancel = func() error { return c.Process.Signal(unix.SIGTERM) }
-	var said strings.Builder
-	c.Stderr = &said
-	if err := c.Run(); err != nil {
-		if text := strings.TrimPrefix(strings.TrimSpace(said.String()), "godwit: "); text != "" {
+// one makes one guest.
+func (o *cloneOptions) one(ctx context.Context, name string) error {
+	said, err := messageFile()
+	if err != nil {
+		return err
+	}
+	defer said.Close()
+	_, err = (&launch{what: "the guest", args: o.restoreArgs(name), stderr: said, timeout: o.waitTimeout}).run(ctx)
+	var status exitStatus
+	if errors.As(err, &status) {
+		text, _ := io.ReadAll(io.NewSectionReader(said, 0, maxMessage))
+		if text := strings.TrimPrefix(strings.TrimSpace(string(text)), "godwit: "); text != "" {
 			err = errors.New(text)
 		}
+	}
+	if err != nil {
 		return fmt.Errorf("clone %s: %w", name, err)
 	}
 	return nil
+}
+
+// maxMessage is how much is shown of what a process in the background has said, in bytes.
+const maxMessage = 4 << 10
+
+// messageFile is a file in memory for what a process in the background says until it is
+// ready.
+func messageFile() (*os.File, error) {
+	fd, err := unix.MemfdCreate("messages", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("a file for messages: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "messages"), nil
 }
