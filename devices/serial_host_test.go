@@ -16,14 +16,19 @@ func TestSerialBatchesOutput(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &host{}
 		s, _ := port(t, h)
-		for range 1000 {
+		out8(s, uartData, 'x')
+		synctest.Wait()
+		if h.text() != "x" {
+			t.Errorf("%q after a byte that others do not follow at once, want it to be there at once", h.text())
+		}
+		for range 999 {
 			out8(s, uartData, 'x')
 			time.Sleep(transmitDelay / 1001)
 		}
 		time.Sleep(2 * transmitDelay)
 		synctest.Wait()
-		if got := len(h.text()); got != 1000 || h.writes != 1 {
-			t.Errorf("%d bytes in %d writes, want 1000 in 1", got, h.writes)
+		if got := len(h.text()); got != 1000 || h.writes != 2 {
+			t.Errorf("%d bytes in %d writes, want 1000 in 2", got, h.writes)
 		}
 		out8(s, uartData, 'y')
 		if err := s.Flush(context.Background()); err != nil {

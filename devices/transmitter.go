@@ -12,9 +12,10 @@ const (
 	// transmitLimit bounds what a guest can have in flight to the host: one
 	// such buffer fills while another is being written.
 	transmitLimit = 16 << 10
-	// transmitDelay is how long the first byte of a batch waits for others.
-	// A guest needs an exit for each byte, so that without it every host
-	// write would carry one or two. It is too short for a human to notice.
+	// transmitDelay is the least time between two batches. A guest needs an exit
+	// for each byte, so that without it every host write would carry one or two.
+	// What comes after a longer silence goes out at once. It is too short for a
+	// human to notice.
 	transmitDelay = 4 * time.Millisecond
 )
 
@@ -103,7 +104,7 @@ func signal(c chan struct{}) {
 
 func (t *transmitter) run() {
 	defer close(t.stopped)
-	timer := time.NewTimer(transmitDelay)
+	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
@@ -112,13 +113,13 @@ func (t *transmitter) run() {
 			t.drain()
 			return
 		}
-		timer.Reset(transmitDelay)
 		select {
 		case <-timer.C:
 		case <-t.hurry:
 		case <-t.quit:
 		}
 		t.drain()
+		timer.Reset(transmitDelay)
 	}
 }
 
