@@ -125,10 +125,11 @@ func TestSnapshots(t *testing.T) {
 	}
 }
 
-// TestSnapshotChain restores a diff on two others, and what they are merged to.
+// TestSnapshotChain restores a diff on two others, and what they are merged to. Its guest
+// has more processors than the host.
 func TestSnapshotChain(t *testing.T) {
 	t.Parallel()
-	s := newSaved(t, "chain")
+	s := newSaved(t, "chain", "--cpus", "4")
 	s.begin()
 	s.snapshot("base", "--with-disks", "--track")
 	last := "base"
