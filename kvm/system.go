@@ -37,7 +37,7 @@ func Open(path string) (*System, error) {
 		return nil, fmt.Errorf("kvm: open %s: %w%s", path, err, advice(path, err))
 	}
 	s := &System{fd: fd}
-	s.supported = sync.OnceValues(func() ([]CPUIDEntry2, error) { return getCPUID(fd, KVM_GET_SUPPORTED_CPUID) })
+	s.supported = sync.OnceValues(func() ([]CPUIDEntry2, error) { return getCPUID(s.fd, KVM_GET_SUPPORTED_CPUID) })
 	version, err := s.APIVersion()
 	if err == nil && version != apiVersion {
 		err = fmt.Errorf("kvm: %s speaks API version %d, this program %d", path, version, apiVersion)

@@ -32,8 +32,8 @@ godwit ps
 for pid in $(godwit ps --json | grep -o '"pid": *[0-9]*' | grep -o '[0-9]*$'); do
 	echo "-- $pid"; grep -E 'State|ctxt' /proc/$pid/task/*/status
 	kill -QUIT $pid
+	for i in $(seq 50); do test -d /proc/$pid || break; sleep 0.1; done
 done
-sleep 5
 cat /run/godwit/*/messages.log
 dmesg | tail -n 20
 free

@@ -37,7 +37,7 @@ func main() {
 }
 
 // growStack makes room on the stack for what a start takes of it. Growing it little by
-// little costs a tenth of a start: each time all frames are looked up and moved.
+// little costs 0.15 ms: each time all frames are looked up and moved.
 //
 //go:noinline
 func growStack() {
