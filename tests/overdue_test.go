@@ -3,8 +3,10 @@ package tests
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"syscall"
 	"time"
 
@@ -27,22 +29,30 @@ func (p *emulatedProcess) end() {
 // autopsy ends all guests of the host after a godwit that was overdue, and gives what
 // each of them was doing: the stacks of its goroutines, which go to its messages.
 func (e *emulated) autopsy() string {
-	const script = `
-godwit ps
-for pid in $(godwit ps --json | grep -o '"pid": *[0-9]*' | grep -o '[0-9]*$'); do
-	echo "-- $pid"; grep -E 'State|ctxt' /proc/$pid/task/*/status
-	kill -QUIT $pid
-	for i in $(seq 50); do test -d /proc/$pid || break; sleep 0.1; done
-done
-cat /run/godwit/*/messages.log
-dmesg | tail -n 20
-free
-true`
 	ctx, cancel := context.WithTimeout(context.Background(), bootTimeout)
 	defer cancel()
 	var out bytes.Buffer
-	if _, err := e.host.Run(ctx, lab.Cmd{Args: []string{"sh", "-c", script}, Stdout: &out, Stderr: &out}); err != nil {
-		fmt.Fprintf(&out, "autopsy: %v\n", err)
+	run := func(stdout io.Writer, script string) {
+		if _, err := e.host.Run(ctx, lab.Cmd{Args: []string{"sh", "-c", script}, Stdout: stdout, Stderr: &out}); err != nil {
+			fmt.Fprintf(&out, "%s: %v\n", script, err)
+		}
 	}
+	var list bytes.Buffer
+	run(&list, "godwit ps --json")
+	out.Write(list.Bytes())
+	var guests []struct {
+		Name string
+		PID  int
+	}
+	if err := json.Unmarshal(list.Bytes(), &guests); err != nil {
+		fmt.Fprintf(&out, "godwit ps --json: %v\n", err)
+	}
+	for _, g := range guests {
+		fmt.Fprintf(&out, "guest %s:\n", g.Name)
+		run(&out, fmt.Sprintf(`cat /proc/%[1]d/task/*/stat; kill -3 %[1]d
+			for i in $(seq 50); do test -d /proc/%[1]d || break; sleep 0.1; done
+			cat /run/godwit/%[2]s/messages.log`, g.PID, g.Name))
+	}
+	run(&out, "dmesg | tail -n 20; free")
 	return out.String()
 }
