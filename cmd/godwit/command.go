@@ -36,18 +36,17 @@ func bootCommand(ctx context.Context, run vmm.Options, c vmm.Config, o *bootOpti
 	}
 	h := newHost(&run, out)
 	var i *instance
-	var signals *signalWatch
 	run.Built = func() (err error) {
 		if i, err = r.wait(); err == nil {
 			h.serve(i)
-			signals = watchSignals(h.vm, unix.SIGTERM)
 		}
 		return err
 	}
 	vm := vmm.New(ctx, run, c)
 	h.vm = vm
 	defer func() { err = errors.Join(err, h.close()) }()
-	defer func() { signals.stop() }()
+	signals := watchSignals(vm, unix.SIGTERM)
+	defer signals.stop()
 	if err := vm.Start(); err != nil {
 		return err
 	}

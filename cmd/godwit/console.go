@@ -51,7 +51,6 @@ func bootConsole(ctx context.Context, run vmm.Options, c vmm.Config, o *bootOpti
 			return err
 		}
 		h.serve(i)
-		signals = watchSignals(h.vm, unix.SIGTERM, unix.SIGINT)
 		var up func() error
 		if d != nil && o.wait {
 			up = func() error {
@@ -70,7 +69,8 @@ func bootConsole(ctx context.Context, run vmm.Options, c vmm.Config, o *bootOpti
 	}
 	h.vm = vmm.New(ctx, run, c)
 	defer func() { err = errors.Join(err, h.close()) }()
-	defer func() { signals.stop() }()
+	signals = watchSignals(h.vm, unix.SIGTERM, unix.SIGINT)
+	defer signals.stop()
 	if d != nil {
 		d.watch(func() { h.vm.Kill(errAbandoned) })
 	}
@@ -161,9 +161,10 @@ type signalWatch struct {
 
 // watchSignals presses the guest's power button at the first of the given signals, and
 // kills the guest at the second, where there is no machine to press it on, or when the
-// terminal is gone (SIGHUP). It begins in the background: the guest's first instruction
-// need not wait for the threads that Go makes for it. Until it has begun a signal ends
-// the process.
+// terminal is gone (SIGHUP). It begins in the background: a start need not wait for the
+// threads that Go makes for it, which takes as long as making a VM. Until it has begun,
+// a millisecond later, a signal ends the process: no more than the guest's folder can be
+// there by then, which the next one of its name takes away.
 func watchSignals(vm *vmm.VM, soft ...os.Signal) *signalWatch {
 	w := &signalWatch{make(chan os.Signal, 4), make(chan struct{}), make(chan struct{})}
 	go func() {
@@ -189,11 +190,8 @@ func watchSignals(vm *vmm.VM, soft ...os.Signal) *signalWatch {
 	return w
 }
 
-// stop ends the watch, if there is one.
+// stop ends the watch.
 func (w *signalWatch) stop() {
-	if w == nil {
-		return
-	}
 	<-w.begun
 	signal.Stop(w.signals)
 	close(w.end)
