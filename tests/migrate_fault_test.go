@@ -66,7 +66,7 @@ func migrateWith(t *testing.T, f labFault, here, there *site) (at, other *site) 
 		<-receiver.ended
 	}
 	on(t, at.e, nil, "wait", migrating).expect(t, 0, "")
-	at.checkSound()
+	checkSound(t, at.in)
 	return at, other
 }
 
@@ -109,17 +109,6 @@ func awaitOwner(t *testing.T, hosts ...*site) (at, other *site) {
 	}
 	t.Fatalf("the guest runs nowhere, or is moving for ever: %v", lists)
 	return nil, nil
-}
-
-// checkSound asks the guest's own checks, and its kernel.
-func (s *site) checkSound() {
-	s.t.Helper()
-	if got := s.in(selfcheck + " status"); got != "sound\n" {
-		s.t.Fatalf("status %q", got)
-	}
-	if log := s.in("dmesg"); strings.Contains(log, "stall") || strings.Contains(log, "lockup") || strings.Contains(log, "I/O error") {
-		s.t.Fatalf("the guest's kernel complains:\n%s", log)
-	}
 }
 
 // tailOf is the last line that a program has said.

@@ -159,7 +159,7 @@ func TestMigration(t *testing.T) {
 		t.Log(strings.TrimSpace(r.stdout))
 		here, there = there, here
 		on(t, here.e, nil, "wait", migrating).expect(t, 0, "")
-		here.checkSound()
+		checkSound(t, here.in)
 		if list := script(t, there.e, "godwit ps"); strings.Contains(list, migrating) {
 			t.Fatalf("the guest is still where it was:\n%s", list)
 		}

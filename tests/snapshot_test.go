@@ -63,11 +63,17 @@ func (s *saved) in(text string) string {
 // sound fails unless the guest's checks go on and have found nothing.
 func (s *saved) sound() {
 	s.t.Helper()
-	if got := s.in(selfcheck + " status"); got != "sound\n" {
-		s.t.Fatalf("status %q", got)
+	checkSound(s.t, s.in)
+}
+
+// checkSound asks a guest's own checks, and its kernel; in runs a script there.
+func checkSound(t *testing.T, in func(script string) string) {
+	t.Helper()
+	if got := in(selfcheck + " status"); got != "sound\n" {
+		t.Fatalf("status %q", got)
 	}
-	if log := s.in("dmesg"); strings.Contains(log, "stall") || strings.Contains(log, "lockup") || strings.Contains(log, "I/O error") {
-		s.t.Fatalf("the guest's kernel complains:\n%s", log)
+	if log := in("dmesg"); strings.Contains(log, "stall") || strings.Contains(log, "lockup") || strings.Contains(log, "I/O error") {
+		t.Fatalf("the guest's kernel complains:\n%s", log)
 	}
 }
 
